@@ -1,0 +1,158 @@
+"""The one value type of the engine: the affine convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.algebra.geometry import UNIT, Window
+
+Array = npt.NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineConv:
+    """``y = K * x + b`` on ``(batch, channels, *space)``, the neural network's convolution
+    (a correlation: nothing is flipped).
+
+    ``kernel`` has the shape ``(out, in/groups, *taps)``, float64; output channel ``o`` belongs to group
+    ``o // (out/groups)`` and reads the input channels of that group only. ``bias`` has the shape
+    ``(out,)``. There is one window per spatial axis; with no spatial axis this is a dense layer.
+    Raises ValueError if the pieces do not fit each other.
+    """
+
+    kernel: Array
+    bias: Array
+    windows: tuple[Window, ...] = ()
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        taps = tuple(window.taps for window in self.windows)
+        if self.kernel.shape[2:] != taps or self.kernel.ndim < 2:
+            raise ValueError(f"a kernel of shape {self.kernel.shape} does not fit windows with {taps} taps")
+        if self.bias.shape != self.kernel.shape[:1]:
+            raise ValueError(f"a bias of shape {self.bias.shape} does not fit {self.kernel.shape[0]} channels")
+        if self.groups < 1 or self.kernel.shape[0] % self.groups:
+            raise ValueError(f"{self.kernel.shape[0]} output channels do not split into {self.groups} groups")
+
+    @property
+    def channels_out(self) -> int:
+        """Number of output channels."""
+        return int(self.kernel.shape[0])
+
+    @property
+    def channels_in(self) -> int:
+        """Number of input channels."""
+        return int(self.kernel.shape[1]) * self.groups
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Every output position reads its own input position only."""
+        return all(window.is_unit for window in self.windows)
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Every output channel reads its own input channel only."""
+        return self.groups == self.channels_out == self.channels_in
+
+    @property
+    def is_scale(self) -> bool:
+        """A factor per channel (and a bias): what a batch norm is in inference."""
+        return self.is_channelwise and self.is_pointwise
+
+    @property
+    def is_identity(self) -> bool:
+        """The linear part leaves every tensor as it is (the bias is another matter)."""
+        return self.is_scale and bool(np.all(self.kernel == 1.0))
+
+    @property
+    def taps(self) -> int:
+        """Number of positions that one output reads in each of its input channels."""
+        return prod(window.taps for window in self.windows)
+
+    @property
+    def scale(self) -> Array:
+        """The factors of a map that :attr:`is_scale`, shape ``(channels,)``."""
+        return self.kernel.reshape(-1)
+
+    @property
+    def is_finite(self) -> bool:
+        """No weight is infinite or NaN."""
+        return bool(np.isfinite(self.kernel).all() and np.isfinite(self.bias).all())
+
+    def output_space(self, space: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Spatial sizes of the output for those of the input (None: not known)."""
+        return tuple(
+            None if size is None else window.output_size(size)
+            for size, window in zip(space, self.windows, strict=True)
+        )
+
+    def linear(self) -> AffineConv:
+        """The same map without its bias."""
+        return AffineConv(self.kernel, np.zeros_like(self.bias), self.windows, self.groups)
+
+    def with_bias(self, bias: Array) -> AffineConv:
+        """The same linear part with another bias."""
+        return AffineConv(self.kernel, bias, self.windows, self.groups)
+
+
+def convolution(
+    kernel: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    windows: tuple[Window, ...] = (),
+    groups: int = 1,
+) -> AffineConv:
+    """An affine convolution from any real arrays; they are taken to float64 (exact for narrower types)."""
+    weights = np.asarray(kernel, dtype=np.float64)
+    offset = np.zeros(weights.shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
+    return AffineConv(weights, offset, windows, groups)
+
+
+def dense(matrix: npt.ArrayLike, bias: npt.ArrayLike | None = None, axes: int = 0) -> AffineConv:
+    """``y = M x + b`` at every position of ``axes`` spatial axes; ``matrix`` is ``(out, in)``."""
+    weights = np.asarray(matrix, dtype=np.float64)
+    return convolution(weights.reshape(weights.shape + (1,) * axes), bias, (UNIT,) * axes)
+
+
+def scale_shift(scale: npt.ArrayLike, shift: npt.ArrayLike | None = None, axes: int = 0) -> AffineConv:
+    """``y_c = scale_c * x_c + shift_c``; ``scale`` has the shape ``(channels,)``."""
+    factors = np.asarray(scale, dtype=np.float64)
+    return convolution(factors.reshape((-1, 1) + (1,) * axes), shift, (UNIT,) * axes, groups=factors.size)
+
+
+def identity(channels: int, axes: int = 0) -> AffineConv:
+    """``y = x``."""
+    return scale_shift(np.ones(channels), axes=axes)
+
+
+def batch_norm(
+    mean: npt.ArrayLike,
+    variance: npt.ArrayLike,
+    epsilon: float,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    axes: int = 0,
+) -> AffineConv:
+    """Batch normalization in inference: ``gamma (x - mean)/sqrt(variance + epsilon) + beta``
+    (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2).
+
+    Where ``variance + epsilon`` is not positive the result is not finite, and no law will fold it.
+    """
+    center = np.asarray(mean, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = 1.0 / np.sqrt(np.asarray(variance, dtype=np.float64) + epsilon)
+        scale = scale if gamma is None else np.asarray(gamma, dtype=np.float64) * scale
+        shift = -center * scale
+    return scale_shift(scale, shift if beta is None else np.asarray(beta, dtype=np.float64) + shift, axes)
+
+
+def average_pool(channels: int, windows: tuple[Window, ...]) -> AffineConv:
+    """The mean over each window, padded zeros counted (``count_include_pad``)."""
+    taps = tuple(window.taps for window in windows)
+    kernel = np.full((channels, 1, *taps), 1.0 / prod(taps))
+    return AffineConv(kernel, np.zeros(channels), windows, groups=channels)

@@ -1,0 +1,78 @@
+"""What an operator costs: multiply-adds, bytes moved, operators launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from refold.algebra.affine import AffineConv
+
+# What the three are worth against each other: a plain multiply-add, one byte to or from memory, and
+# starting one operator, in nanoseconds on one core of a current CPU. Only their order of magnitude
+# matters: a plan is never allowed to raise multiply-adds or operators, whatever the total says.
+NANOSECONDS_PER_MULTIPLY_ADD = 0.03
+NANOSECONDS_PER_BYTE = 0.1
+NANOSECONDS_PER_OPERATOR = 5_000.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of computing one example (batch size 1)."""
+
+    multiply_adds: int = 0
+    bytes: int = 0
+    operators: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.multiply_adds + other.multiply_adds,
+            self.bytes + other.bytes,
+            self.operators + other.operators,
+        )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(
+            self.multiply_adds - other.multiply_adds,
+            self.bytes - other.bytes,
+            self.operators - other.operators,
+        )
+
+    @property
+    def estimate(self) -> float:
+        """One number to compare plans by, in nanoseconds of a nominal machine."""
+        return (
+            self.multiply_adds * NANOSECONDS_PER_MULTIPLY_ADD
+            + self.bytes * NANOSECONDS_PER_BYTE
+            + self.operators * NANOSECONDS_PER_OPERATOR
+        )
+
+    def is_dearer_than(self, other: Cost) -> bool:
+        """More multiply-adds or more operators: a trade that no plan makes."""
+        return self.multiply_adds > other.multiply_adds or self.operators > other.operators
+
+
+def convolution_cost(conv: AffineConv, input_elements: int, positions: int, itemsize: int) -> Cost:
+    """The cost of one affine convolution as one operator.
+
+    ``input_elements``: size of what it reads; ``positions``: output positions (product of the output's
+    spatial sizes); ``itemsize``: bytes of one stored number. Multiply-adds count every tap, padded or not.
+    """
+    weights = conv.kernel.size
+    outputs = conv.channels_out * positions
+    return Cost(
+        multiply_adds=outputs * conv.kernel.shape[1] * conv.taps,
+        bytes=(input_elements + outputs + weights + conv.channels_out) * itemsize,
+        operators=1,
+    )
+
+
+def elementwise_cost(shapes_in: list[tuple[int, ...]], shape_out: tuple[int, ...], itemsize: int) -> Cost:
+    """The cost of one operator that touches each element once (a sum, a concatenation, an activation).
+
+    Combining ``n`` tensors counts ``n - 1`` multiply-adds per output element, moving them none.
+    """
+    outputs = prod(shape_out)
+    reads = sum(prod(shape) for shape in shapes_in)
+    return Cost(multiply_adds=(len(shapes_in) - 1) * outputs, bytes=(reads + outputs) * itemsize, operators=1)

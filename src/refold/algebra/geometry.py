@@ -1,0 +1,183 @@
+"""Where a convolution reads, along one axis. Integers only, no arrays.
+
+An axis of length ``n`` is 0 outside ``[0, n)``. A window with stride ``s`` reads, for its output ``i``,
+the positions ``s*i + offset`` for every offset of its lattice ``-before, -before + dilation, ...``.
+It gives ``floor((n - 1 + slack)/s) + 1`` outputs, where ``slack = before + after - dilation*(taps - 1)``.
+Two windows are interchangeable for every ``n`` exactly if stride, lattice and slack agree; everything
+below follows from that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import final
+
+from refold.algebra.refusal import Refusal
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The taps of a convolution along one axis.
+
+    ``before`` and ``after`` count padded positions; negative values crop. ``floating`` is TensorFlow's
+    padding ``'same'`` at a size that is not known: the padding follows the size of the input, and
+    ``before`` and ``after`` are 0 and mean nothing.
+    """
+
+    taps: int = 1
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+    floating: bool = False
+
+    def __post_init__(self) -> None:
+        if self.taps < 1 or self.stride < 1 or self.dilation < 1:
+            raise ValueError(f"taps, stride and dilation are at least 1, got {self}")
+        if self.floating and (self.before or self.after):
+            raise ValueError(f"a floating window has no padding of its own, got {self}")
+
+    @property
+    def reach(self) -> int:
+        """Distance from the first tap to the last."""
+        return self.dilation * (self.taps - 1)
+
+    @property
+    def slack(self) -> int:
+        """What decides the output size: ``before + after - reach``."""
+        return self.before + self.after - self.reach
+
+    @property
+    def is_unit(self) -> bool:
+        """One tap that reads its own position: the window of a pointwise map."""
+        return self.taps == 1 and self.stride == 1 and self.before == 0 and self.after == 0
+
+    def output_size(self, size: int) -> int:
+        """Number of outputs for an input of ``size`` positions."""
+        if self.floating:
+            return -(-size // self.stride)
+        return (size - 1 + self.slack) // self.stride + 1
+
+
+UNIT = Window()
+
+
+def same(taps: int, stride: int, dilation: int, size: int | None) -> Window:
+    """The window of TensorFlow's padding ``'same'``: ``ceil(size/stride)`` outputs, the odd one after.
+
+    With stride 1 (or one tap) the padding does not depend on the size; else, where the size is not
+    known, the window floats.
+    """
+    reach = dilation * (taps - 1)
+    if stride == 1 or taps == 1:
+        total = reach if stride == 1 else 0
+    elif size is None:
+        return Window(taps, stride, dilation, floating=True)
+    else:
+        total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
+    return Window(taps, stride, dilation, total // 2, total - total // 2)
+
+
+def composed(outer: Window, inner: Window) -> Window | Refusal:
+    """The window of ``outer`` after ``inner``, where ``outer`` reads nothing beyond ``inner``'s outputs
+    or reads zeros there (see :func:`zero_outside`)."""
+    if outer.floating or inner.floating:
+        if inner.is_unit:
+            return outer
+        if outer.is_unit:
+            return inner
+        return Refusal(
+            "padding 'same' with a stride depends on the size of the input, which is not known here "
+            "(fix the input size to let this fold)"
+        )
+    steps = [outer.dilation * inner.stride] * (outer.taps > 1) + [inner.dilation] * (inner.taps > 1)
+    step = gcd(*steps) or 1
+    reach = inner.stride * outer.reach + inner.reach
+    return Window(
+        taps=reach // step + 1,
+        stride=inner.stride * outer.stride,
+        dilation=step,
+        before=inner.before + inner.stride * outer.before,
+        after=inner.after + inner.stride * outer.after,
+    )
+
+
+def zero_outside(window: Window, size: int | None) -> tuple[bool, bool]:
+    """Whether the outputs that ``window`` would give before its first and after its last one read only
+    zeros: only then may a later window pad them with a constant."""
+    if window.floating:
+        return False, False
+    before = window.reach < window.stride + window.before
+    if size is None:
+        after = window.after >= window.reach
+    else:
+        after = window.stride * window.output_size(size) - window.before >= size
+    return before, after
+
+
+def padded(window: Window, before: int, after: int) -> Window | Refusal:
+    """The window whose outputs are those of ``window`` with ``before`` and ``after`` more (or, negative,
+    fewer) of them at the ends."""
+    if before == after == 0:
+        return window
+    if window.floating:
+        return Refusal("padding 'same' with a stride depends on the size of the input, which is not known here")
+    return Window(
+        window.taps,
+        window.stride,
+        window.dilation,
+        window.before + window.stride * before,
+        window.after + window.stride * after,
+    )
+
+
+def union(windows: list[Window], size: int | None) -> Window | Refusal:
+    """The smallest window that holds all taps of ``windows`` at their absolute offsets."""
+    first = windows[0]
+    if all(window == first for window in windows):
+        return first
+    if any(window.floating for window in windows):
+        return Refusal(
+            "the branches pad with 'same' and a stride at a size that is not known, so their taps do not keep "
+            "their places (fix the input size to let this fold)"
+        )
+    if any(window.stride != first.stride for window in windows):
+        strides = ", ".join(str(stride) for stride in sorted({window.stride for window in windows}))
+        return Refusal(f"the branches have different strides ({strides})")
+    low = min(-window.before for window in windows)
+    high = max(window.reach - window.before for window in windows)
+    distances = [window.dilation for window in windows if window.taps > 1]
+    distances += [-window.before - low for window in windows]
+    step = gcd(*distances) or 1
+    slack = _common_slack(windows, size)
+    if slack is None:
+        return Refusal("the branches give outputs of different sizes")
+    return Window(
+        taps=(high - low) // step + 1,
+        stride=first.stride,
+        dilation=step,
+        before=-low,
+        after=slack + high,
+    )
+
+
+def _common_slack(windows: list[Window], size: int | None) -> int | None:
+    """One slack that gives the output size of all windows, for every size or for this one."""
+    slacks = {window.slack for window in windows}
+    if len(slacks) == 1:
+        return slacks.pop()
+    if size is None or len({window.output_size(size) for window in windows}) > 1:
+        return None
+    # At one known size, any slack of the right output size will do; take the one that pads least.
+    return min(slacks)
+
+
+def positions(window: Window, within: Window) -> slice:
+    """The places of ``window``'s taps among the taps of ``within``, one of :func:`union`'s answers."""
+    if window.floating:
+        return slice(0, window.taps)
+    start = (within.before - window.before) // within.dilation
+    step = window.dilation // within.dilation if window.taps > 1 else 1
+    return slice(start, start + step * (window.taps - 1) + 1, step)

@@ -1,0 +1,258 @@
+"""How affine convolutions combine, and when that is exact.
+
+Every law returns the one affine convolution that the combination is, or a :class:`Refusal`; none is
+ever "nearly" right. ``space`` gives the spatial sizes of the input where they are known (None where
+not): some laws hold at one size and not at all of them. Derivations: ``docs/laws.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import gcd, prod
+
+import numpy as np
+
+from refold.algebra import geometry
+from refold.algebra.affine import AffineConv, Array
+from refold.algebra.geometry import Window
+from refold.algebra.refusal import Refusal
+
+Space = tuple[int | None, ...]
+
+# A law that would build a larger kernel is refused instead of filling the memory: no plan could want it.
+MOST_WEIGHTS = 2**27
+
+ZERO_AFTER_BIAS = "zero padding after a bias is not a convolution at the border"
+
+
+def pad(
+    inner: AffineConv,
+    widths: Sequence[tuple[int, int]],
+    value: Array | float = 0.0,
+    space: Space | None = None,
+) -> AffineConv | Refusal:
+    """``inner``, then its output padded by ``widths`` with ``value`` (negative widths crop).
+
+    Exact if what ``inner`` would give out there is that value: it reads only zeros there, and its bias
+    is ``value`` (a scalar, or one number per channel).
+    """
+    windows: list[Window] = []
+    pads = False
+    for axis, (window, (before, after)) in enumerate(zip(inner.windows, widths, strict=True)):
+        zero_before, zero_after = geometry.zero_outside(window, space[axis] if space else None)
+        if (before > 0 and not zero_before) or (after > 0 and not zero_after):
+            return Refusal(
+                f"padding after a convolution with {window.taps} taps is not a convolution at the border"
+            )
+        pads = pads or before > 0 or after > 0
+        moved = geometry.padded(window, before, after)
+        if isinstance(moved, Refusal):
+            return moved
+        windows.append(moved)
+    if pads and not np.array_equal(inner.bias, np.broadcast_to(value, inner.bias.shape)):
+        if np.all(np.asarray(value) == 0.0):
+            return Refusal(ZERO_AFTER_BIAS)
+        return Refusal("padding with another constant than the bias before it is not a convolution at the border")
+    return AffineConv(inner.kernel, inner.bias, tuple(windows), inner.groups)
+
+
+def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) -> AffineConv | Refusal:
+    """``outer`` after ``inner``: taps at ``s*d*v + u``, kernel ``sum_m outer[o,m,v] inner[m,c,u]``,
+    bias ``b_outer + sum outer b_inner``.
+
+    Exact if ``outer`` pads nothing, or pads zeros where ``inner`` would give zeros (see :func:`pad`).
+    """
+    if outer.channels_in != inner.channels_out or len(outer.windows) != len(inner.windows):
+        return Refusal(
+            f"{outer.channels_in} channels on {len(outer.windows)} axes cannot be read from "
+            f"{inner.channels_out} channels on {len(inner.windows)} axes"
+        )
+    widths = [_zero_padding(window) for window in outer.windows]
+    extended = pad(inner, [(max(a, 0), max(b, 0)) for a, b in widths], 0.0, space)
+    if isinstance(extended, Refusal):
+        return extended
+    windows: list[Window] = []
+    for outer_window, inner_window in zip(outer.windows, inner.windows, strict=True):
+        if outer_window.floating and np.any(inner.bias != 0.0):
+            return Refusal(ZERO_AFTER_BIAS)
+        window = geometry.composed(outer_window, inner_window)
+        if isinstance(window, Refusal):
+            return window
+        windows.append(window)
+    taps = tuple(window.taps for window in windows)
+    if outer.is_channelwise:
+        groups = inner.groups
+    elif inner.is_channelwise:
+        groups = outer.groups
+    else:
+        groups = gcd(outer.groups, inner.groups)
+    if outer.channels_out * (inner.channels_in // groups) * prod(taps) > MOST_WEIGHTS:
+        return Refusal("the combined kernel would not fit in memory")
+    kernel = _composed_kernel(outer, inner, tuple(windows), groups)
+    carried = _apply_to_constant(outer, inner.bias)
+    return AffineConv(kernel, outer.bias + carried, tuple(windows), groups)
+
+
+def add(terms: Sequence[AffineConv], space: Space | None = None) -> AffineConv | Refusal:
+    """The sum of maps of one tensor: the union of their taps, on the finest grouping all respect.
+
+    Exact if they have one stride and one output size (for every input size, or for the known one).
+    """
+    windows = _common_windows(terms, space)
+    if isinstance(windows, Refusal):
+        return windows
+    if len({(term.channels_out, term.channels_in) for term in terms}) > 1:
+        return Refusal("the branches have different numbers of channels")
+    groups = reduce(gcd, (term.groups for term in terms))
+    shape = (terms[0].channels_out, terms[0].channels_in // groups, *(window.taps for window in windows))
+    if prod(shape) > MOST_WEIGHTS:
+        return Refusal("the combined kernel would not fit in memory")
+    kernel = np.zeros(shape)
+    for term in terms:
+        kernel[_places(term, windows)] += regroup(term, groups).kernel
+    return AffineConv(kernel, np.sum([term.bias for term in terms], axis=0), windows, groups)
+
+
+def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | None = None) -> AffineConv | Refusal:
+    """The concatenation, over output channels, of maps of one tensor; a number stands for that many
+    channels that are 0. Exact under the conditions of :func:`add`."""
+    maps = [part for part in parts if isinstance(part, AffineConv)]
+    windows = _common_windows(maps, space)
+    if isinstance(windows, Refusal):
+        return windows
+    taps = tuple(window.taps for window in windows)
+    total = sum(part if isinstance(part, int) else part.channels_out for part in parts)
+    if total * channels_in * prod(taps) > MOST_WEIGHTS:
+        return Refusal("the combined kernel would not fit in memory")
+    kernel = np.zeros((total, channels_in, *taps))
+    bias = np.zeros(total)
+    start = 0
+    for part in parts:
+        if isinstance(part, int):
+            start += part
+            continue
+        rows = slice(start, start + part.channels_out)
+        kernel[rows][_places(part, windows)] = regroup(part, 1).kernel
+        bias[rows] = part.bias
+        start += part.channels_out
+    return refine_groups(AffineConv(kernel, bias, windows))
+
+
+def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
+    """The output channels ``channels`` of ``inner``, in that order (slice, split, shuffle). Always exact."""
+    index = np.asarray(channels, dtype=np.intp)
+    per_group = inner.channels_out // inner.groups
+    kept = index.size // inner.groups
+    same_share = index.size % inner.groups == 0 and np.array_equal(
+        index // per_group, np.repeat(np.arange(inner.groups), max(kept, 1))[: index.size]
+    )
+    source = inner if same_share and kept else regroup(inner, 1)
+    picked = AffineConv(source.kernel[index], source.bias[index], source.windows, source.groups)
+    return picked if source is inner else refine_groups(picked)
+
+
+def regroup(conv: AffineConv, groups: int) -> AffineConv:
+    """The same map written with fewer groups; ``groups`` divides ``conv.groups``."""
+    if groups == conv.groups:
+        return conv
+    per_out, per_in = conv.channels_out // conv.groups, conv.kernel.shape[1]
+    rows = np.arange(conv.channels_out)
+    place = (rows // per_out) % (conv.groups // groups)
+    columns = place[:, None] * per_in + np.arange(per_in)
+    kernel = np.zeros((conv.channels_out, conv.channels_in // groups, *conv.kernel.shape[2:]))
+    kernel[rows[:, None], columns] = conv.kernel
+    return AffineConv(kernel, conv.bias, conv.windows, groups)
+
+
+def refine_groups(conv: AffineConv) -> AffineConv:
+    """The same map written with as many groups as its zeros allow."""
+    if conv.groups != 1:
+        return conv
+    used = np.any(conv.kernel != 0.0, axis=tuple(range(2, conv.kernel.ndim)))
+    most = gcd(conv.channels_out, conv.channels_in)
+    for groups in (g for g in range(most, 1, -1) if most % g == 0):
+        rows, columns = conv.channels_out // groups, conv.channels_in // groups
+        blocks = used.reshape(groups, rows, groups, columns).any(axis=(1, 3))
+        if not np.any(blocks & ~np.eye(groups, dtype=bool)):
+            tiles = conv.kernel.reshape(groups, rows, groups, columns, *conv.kernel.shape[2:])
+            own = tiles[np.arange(groups), :, np.arange(groups)]
+            return AffineConv(
+                own.reshape(conv.channels_out, columns, *conv.kernel.shape[2:]),
+                conv.bias,
+                conv.windows,
+                groups,
+            )
+    return conv
+
+
+def _zero_padding(window: Window) -> tuple[int, int]:
+    return (0, 0) if window.floating else (window.before, window.after)
+
+
+def _apply_to_constant(conv: AffineConv, constant: Array) -> Array:
+    """What the linear part of ``conv`` gives on a tensor that is constant over space."""
+    gain = conv.kernel.sum(axis=tuple(range(2, conv.kernel.ndim)))
+    per_group = constant.reshape(conv.groups, 1, -1)
+    gain = gain.reshape(conv.groups, -1, gain.shape[1])
+    result: Array = (gain * per_group).sum(axis=-1).reshape(-1)
+    return result
+
+
+def _composed_kernel(outer: AffineConv, inner: AffineConv, windows: tuple[Window, ...], groups: int) -> Array:
+    taps = tuple(window.taps for window in windows)
+    kernel = np.zeros((outer.channels_out, inner.channels_in // groups, *taps))
+    for tap in np.ndindex(*outer.kernel.shape[2:]):
+        places = tuple(
+            _inner_places(v, outer_window, inner_window, window)
+            for v, outer_window, inner_window, window in zip(
+                tap, outer.windows, inner.windows, windows, strict=True
+            )
+        )
+        weights = outer.kernel[(slice(None), slice(None), *tap)]  # (out, mid/groups of the outer)
+        kernel[(slice(None), slice(None), *places)] += _mix(weights, outer, inner, groups)
+    return kernel
+
+
+def _inner_places(v: int, outer: Window, inner: Window, window: Window) -> slice:
+    """Where the taps of ``inner`` land when read through tap ``v`` of ``outer``."""
+    start = v * outer.dilation * inner.stride // window.dilation
+    step = inner.dilation // window.dilation if inner.taps > 1 else 1
+    return slice(start, start + step * (inner.taps - 1) + 1, step)
+
+
+def _mix(weights: Array, outer: AffineConv, inner: AffineConv, groups: int) -> Array:
+    """``sum_m weights[o,m] inner[m,c,...]`` for one tap of the outer map, group by group."""
+    if outer.is_channelwise:
+        return weights.reshape((-1, 1) + (1,) * len(inner.windows)) * inner.kernel
+    if inner.is_channelwise:
+        by_channel = inner.kernel.reshape(outer.groups, 1, -1, *inner.kernel.shape[2:])
+        columns = weights.reshape(outer.groups, -1, weights.shape[1], *(1,) * len(inner.windows))
+        mixed = by_channel * columns
+        return mixed.reshape(outer.channels_out, -1, *inner.kernel.shape[2:])
+    source = regroup(inner, groups).kernel
+    matrix = _regroup_matrix(weights, outer, groups)
+    middle = source.shape[0] // groups
+    product = matrix.reshape(groups, -1, middle) @ source.reshape(groups, middle, -1)
+    return product.reshape(outer.channels_out, *source.shape[1:])
+
+
+def _regroup_matrix(weights: Array, outer: AffineConv, groups: int) -> Array:
+    if outer.groups == groups:
+        return weights
+    return regroup(AffineConv(weights, outer.bias, (), outer.groups), groups).kernel
+
+
+def _common_windows(terms: Sequence[AffineConv], space: Space | None) -> tuple[Window, ...] | Refusal:
+    windows: list[Window] = []
+    for axis in range(len(terms[0].windows)):
+        window = geometry.union([term.windows[axis] for term in terms], space[axis] if space else None)
+        if isinstance(window, Refusal):
+            return window
+        windows.append(window)
+    return tuple(windows)
+
+
+def _places(term: AffineConv, windows: tuple[Window, ...]) -> tuple[slice, ...]:
+    spots = (geometry.positions(own, common) for own, common in zip(term.windows, windows, strict=True))
+    return (slice(None), slice(None), *spots)

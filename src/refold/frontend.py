@@ -1,0 +1,147 @@
+"""The contract that every front end fulfils: one folder per framework, each with an object like this.
+
+A front end holds no algebra. It turns a model into the neutral graph (lift), the plan's result back into
+a model (lower), and runs models with the framework's own operators, so that a proof never depends on
+the engine's arithmetic.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.algebra.affine import AffineConv
+from refold.algebra.refusal import Refusal
+from refold.errors import InputError
+from refold.graph import Graph, Plan
+
+AnyArray = npt.NDArray[Any]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Lifted:
+    """A model as the engine sees it. ``record`` is the front end's own memory of where each node came
+    from; nobody else looks into it. ``evaluated`` names the layers whose weights were computed from
+    other parameters."""
+
+    graph: Graph
+    model: Any
+    record: Any
+    evaluated: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What makes an opaque node the one it is, apart from its inputs: the kind of operator with all its
+    settings, and its parameters. Two nodes with equal identities compute the same function."""
+
+    kind: str
+    parameters: tuple[AnyArray, ...] = ()
+
+
+class Frontend(Protocol):
+    """One framework."""
+
+    name: str
+
+    def lift(self, model: Any, example: Any = None) -> Lifted:
+        """The neutral graph of ``model`` in inference. ``example`` is an input, a nest of them, or a
+        shape; needed only where the model does not say its input shapes. Raises InputError."""
+        ...
+
+    def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
+        """How many operators beside the convolution itself the framework needs to say ``conv``, or why
+        it cannot say it."""
+        ...
+
+    def lower(self, lifted: Lifted, plan: Plan) -> Any:
+        """A new model of the same framework that follows the plan; the original stays untouched."""
+        ...
+
+    def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
+        """The values ``wanted``, computed in float64 from ``feeds`` (any values of the graph that cut
+        the wanted ones off from the inputs) by the original model's own operators.
+
+        Arrays have the framework's axis order and may have other batch and spatial sizes than the graph
+        says, where the operators allow it. Raises InputError where an operator cannot run in float64 or
+        at that size, naming it.
+        """
+        ...
+
+    def run(self, lifted: Lifted, inputs: Sequence[AnyArray]) -> list[AnyArray]:
+        """The outputs of the model, in inference, as it ships: in its own precision and runtime. Inputs
+        and outputs are in the order of the lifted graph's."""
+        ...
+
+    def identity(self, lifted: Lifted, node: str) -> Identity:
+        """What an opaque node is."""
+        ...
+
+    def storage(self, lifted: Lifted, node: str) -> str:
+        """The type in which the parameters of a linear node are stored: ``"float32"``, ``"bfloat16"``..."""
+        ...
+
+    def load(self, path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
+        """The model in a file, which is taken for hostile. Raises InputError."""
+        ...
+
+    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
+        """Write the model to a file, whole or not at all. Raises InputError."""
+        ...
+
+
+# Which module's classes mean which front end. A framework is never imported to find out: a model of it
+# can only exist if it was imported already.
+FRONTENDS = {"keras": "refold.keras.frontend"}
+SUFFIXES = {".keras": "keras"}
+
+
+def frontend_of(model: Any) -> Frontend:
+    """The front end for a model. Raises InputError if there is none."""
+    for framework, module in FRONTENDS.items():
+        if framework in sys.modules:
+            frontend: Frontend = import_module(module).FRONTEND
+            if import_module(module).owns(model):
+                return frontend
+    known = ", ".join(FRONTENDS)
+    raise InputError(
+        f"a {type(model).__module__}.{type(model).__qualname__} is not a model that refold reads; "
+        f"it reads models of: {known}"
+    )
+
+
+def frontend_for(path: Path) -> Frontend:
+    """The front end for a file, by its ending. Raises InputError if there is none or it is not
+    installed."""
+    framework = SUFFIXES.get(path.suffix)
+    if framework is None:
+        known = ", ".join(SUFFIXES)
+        raise InputError(f"{path}: refold does not read files that end in '{path.suffix}'; it reads {known}")
+    if find_spec(framework) is None:
+        raise InputError(
+            f"{path}: reading it needs {framework}; install it with: pip install 'refold[{framework}]'"
+        )
+    frontend: Frontend = import_module(FRONTENDS[framework]).FRONTEND
+    return frontend
+
+
+def unit_roundoff(dtype: str) -> float:
+    """Half the distance from 1 to the next number of a floating type (Higham 2002, section 2.1).
+
+    >>> unit_roundoff("float32") == 2.0**-24
+    True
+    """
+    mantissa = {"float64": 53, "float32": 24, "bfloat16": 8, "float16": 11}
+    if dtype not in mantissa:
+        raise ValueError(f"no unit roundoff is known for the type {dtype}")
+    return float(np.ldexp(1.0, -mantissa[dtype]))

@@ -1,0 +1,197 @@
+"""Affine forms: what a linear node makes of the forms of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+import numpy as np
+
+from refold.algebra import laws
+from refold.algebra.affine import AffineConv, identity
+from refold.algebra.geometry import Window
+from refold.algebra.refusal import Refusal
+from refold.graph.graph import (
+    Affine,
+    AffineForm,
+    Concat,
+    Gain,
+    Graph,
+    Node,
+    Opaque,
+    Pad,
+    Relayout,
+    Select,
+    Slice,
+    Sum,
+)
+from refold.graph.layout import channel_axes, demanded_axis
+
+T = TypeVar("T")
+
+# A sum over more tensors than this is never one operator, and looking for it costs time.
+MOST_LEAVES = 8
+
+
+@final
+@dataclass(frozen=True)
+class FormBuilder:
+    """Builds affine forms over one graph."""
+
+    graph: Graph
+    axes: Mapping[str, int]
+
+    def space(self, value: str) -> tuple[int | None, ...]:
+        """The spatial sizes of a value."""
+        return _space(self.graph.values[value].shape, self.axes[value])
+
+    def channels(self, value: str) -> int | None:
+        """The number of channels of a value."""
+        return self.graph.values[value].shape[self.axes[value]]
+
+    def leaf(self, value: str) -> AffineForm | Refusal:
+        """The value seen from itself."""
+        channels = self.channels(value)
+        if channels is None:
+            return Refusal(f"the number of channels of {value} is not known")
+        axes = len(self.graph.values[value].shape) - 2
+        return AffineForm({value: identity(channels, axes)}, np.zeros(channels))
+
+    def combine(self, node: Node, forms: Sequence[AffineForm]) -> AffineForm | Refusal:
+        """The form of ``node``'s output, given those of its inputs."""
+        read, _ = demanded_axis(node)
+        wanted = self.axes[node.output] if read is None else read
+        if any(self.axes[name] != wanted for name in node.inputs):
+            return Refusal("the operators disagree about which axis holds the channels")
+        form: AffineForm | Refusal
+        match node.op:
+            case Affine(conv):
+                form = self._through(conv, forms[0])
+            case Gain(scale, shift):
+                form = _scaled(forms[0], scale, shift)
+            case Sum(factors):
+                form = self._sum([_scaled(f, factor) for f, factor in zip(forms, factors, strict=True)])
+            case Concat():
+                form = self._concat(forms)
+            case Select(channels):
+                form = _selected(forms[0], channels)
+            case Slice(cuts):
+                form = self._slice(forms[0], cuts, wanted)
+            case Pad(widths, value):
+                form = self._pad(forms[0], _space(widths, wanted), value)
+            case Relayout():
+                form = forms[0]
+            case Opaque(reason):
+                return Refusal(reason)
+        if isinstance(form, AffineForm) and not _can_be_stored(form, self.graph.largest):
+            return Refusal("a weight would not be finite")
+        return form
+
+    def _through(self, conv: AffineConv, form: AffineForm) -> AffineForm | Refusal:
+        # With several leaves each is a map of its own; the bias goes with the padding of all of them,
+        # so one term carries it through the law that decides about borders.
+        terms: dict[str, AffineConv] = {}
+        bias = conv.bias
+        for name, term in form.terms.items():
+            composed = laws.compose(conv.linear(), term.with_bias(form.bias), self.space(name))
+            if isinstance(composed, Refusal):
+                return composed
+            terms[name] = composed.linear()
+            bias = conv.bias + composed.bias
+        return AffineForm(terms, bias, (*form.laws, _law_of(conv)))
+
+    def _sum(self, forms: Sequence[AffineForm]) -> AffineForm | Refusal:
+        terms: dict[str, AffineConv] = {}
+        by_leaf: dict[str, list[AffineConv]] = {}
+        for form in forms:
+            for name, term in form.terms.items():
+                by_leaf.setdefault(name, []).append(term)
+        if len(by_leaf) > MOST_LEAVES:
+            return Refusal("it is a sum over too many tensors to be worth one operator")
+        for name, parts in by_leaf.items():
+            total = parts[0] if len(parts) == 1 else laws.add(parts, self.space(name))
+            if isinstance(total, Refusal):
+                return total
+            terms[name] = total
+        if len({form.bias.size for form in forms}) > 1:
+            return Refusal("the branches have different numbers of channels")
+        return AffineForm(terms, np.sum([form.bias for form in forms], axis=0), _joined(forms, "add"))
+
+    def _concat(self, forms: Sequence[AffineForm]) -> AffineForm | Refusal:
+        leaves = list(dict.fromkeys(name for form in forms for name in form.terms))
+        if len(leaves) > MOST_LEAVES:
+            return Refusal("it joins too many tensors to be worth one operator")
+        terms: dict[str, AffineConv] = {}
+        for name in leaves:
+            channels = self.channels(name)
+            if channels is None:
+                return Refusal(f"the number of channels of {name} is not known")
+            parts = [form.terms.get(name, form.bias.size) for form in forms]
+            stacked = laws.stack(parts, channels, self.space(name))
+            if isinstance(stacked, Refusal):
+                return stacked
+            terms[name] = stacked
+        return AffineForm(terms, np.concatenate([form.bias for form in forms]), _joined(forms, "stack"))
+
+    def _slice(
+        self, form: AffineForm, cuts: Sequence[tuple[int, int, int]], channel_axis: int
+    ) -> AffineForm | Refusal:
+        start, trim, step = cuts[channel_axis]
+        if (start, trim, step) != (0, 0, 1):
+            form = _selected(form, range(start, form.bias.size - trim, step))
+        windows = tuple(Window(1, step, 1, -start, -trim) for start, trim, step in _space(cuts, channel_axis))
+        if all(window.is_unit for window in windows):
+            return form
+        channels = form.bias.size
+        every = AffineConv(np.ones((channels, 1) + (1,) * len(windows)), np.zeros(channels), windows, channels)
+        return self._through(every, form)
+
+    def _pad(self, form: AffineForm, widths: Sequence[tuple[int, int]], value: float) -> AffineForm | Refusal:
+        terms: dict[str, AffineConv] = {}
+        for name, term in form.terms.items():
+            padded = laws.pad(term.with_bias(form.bias), widths, value, self.space(name))
+            if isinstance(padded, Refusal):
+                return padded
+            terms[name] = padded.linear()
+        return AffineForm(terms, form.bias, (*form.laws, "pad"))
+
+
+def form_builder(graph: Graph) -> FormBuilder:
+    """The builder for ``graph``."""
+    return FormBuilder(graph, channel_axes(graph))
+
+
+def _space(per_axis: Sequence[T], channel_axis: int) -> tuple[T, ...]:
+    """What ``per_axis`` says of the spatial axes: all but batch and channels."""
+    return tuple(entry for axis, entry in enumerate(per_axis) if axis not in (0, channel_axis))
+
+
+def _law_of(conv: AffineConv) -> str:
+    if conv.is_identity:
+        return "identity"
+    return "scale and shift" if conv.is_scale else "compose"
+
+
+def _selected(form: AffineForm, channels: Sequence[int]) -> AffineForm:
+    picked = {name: laws.select(term, channels) for name, term in form.terms.items()}
+    return AffineForm(picked, form.bias[list(channels)], (*form.laws, "select"))
+
+
+def _scaled(form: AffineForm, scale: float, shift: float = 0.0) -> AffineForm:
+    if scale == 1.0 and shift == 0.0:
+        return form
+    terms = {
+        name: AffineConv(term.kernel * scale, term.bias, term.windows, term.groups)
+        for name, term in form.terms.items()
+    }
+    return AffineForm(terms, form.bias * scale + shift, (*form.laws, "scale and shift"))
+
+
+def _joined(forms: Sequence[AffineForm], law: str) -> tuple[str, ...]:
+    return (*(name for form in forms for name in form.laws), law)
+
+
+def _can_be_stored(form: AffineForm, largest: float) -> bool:
+    arrays = [form.bias, *(term.kernel for term in form.terms.values())]
+    return all(bool(np.all(np.abs(array) <= largest)) for array in arrays if array.size)

@@ -1,0 +1,201 @@
+"""The neutral graph: what a front end makes of a model, and all that the engine sees of it.
+
+Tensors have the framework's own shape and axis order (batch first). Linear nodes say what they do in
+the engine's words; every other node is opaque, and its outputs are the atoms of affine forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from refold.algebra.affine import AffineConv, Array
+from refold.algebra.cost import Cost
+
+Shape = tuple[int | None, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor. ``shape`` has None where a size is not known; ``nominal`` is the shape that costs are
+    counted with. ``dtype`` is the framework's name for it."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    nominal: tuple[int, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element, from the digits at the end of the name of its type."""
+        digits = "".join(character for character in self.dtype if character.isdigit())
+        return max(int(digits[-2:] or 32) // 8, 1)
+
+
+# ---- What a node may do. A closed family: functions `match` on it. -----------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """An affine convolution of the one input; ``axis`` is the tensors' channel axis. ``biased`` says that
+    it has a bias, even where that happens to be 0: what it is folded into then has one too."""
+
+    conv: AffineConv
+    axis: int
+    biased: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """``scale * x + shift`` with two numbers, on whatever axis: a scalar factor, an identity."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of all inputs, each with a sign or factor."""
+
+    factors: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """The inputs, one behind the other on the channel axis ``axis``."""
+
+    axis: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Select:
+    """The channels ``channels`` of the input, in that order."""
+
+    channels: tuple[int, ...]
+    axis: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Every ``step``-th position of each axis, without the first ``start`` and the last ``trim``:
+    ``cuts`` holds ``(start, trim, step)`` per tensor axis, batch included (and never cut)."""
+
+    cuts: tuple[tuple[int, int, int], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """The input padded (or, negative, cropped) by ``widths`` per tensor axis with one number."""
+
+    widths: tuple[tuple[int, int], ...]
+    value: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Relayout:
+    """The same tensor with its channel axis moved from ``axis_in`` to ``axis_out``, all else in order."""
+
+    axis_in: int
+    axis_out: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Anything else. ``reason`` says why it is not linear (or not taken for linear), for the plan;
+    empty where that goes without saying (an activation, a pooling)."""
+
+    reason: str = ""
+
+
+Op = Affine | Gain | Sum | Concat | Select | Slice | Pad | Relayout | Opaque
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One step of the computation. ``name`` is the path by which the user knows it; ``cost`` is what it
+    costs as it stands, ``weights`` the number of elements of each parameter that it reads, by a name
+    that tells shared ones. Only opaque nodes have more than one output."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    cost: Cost = field(default_factory=Cost)
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """The one output of a linear node."""
+        return self.outputs[0]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A model. ``nodes`` are in an order in which they can be computed; ``parameters`` counts the stored
+    numbers of the whole model, ``largest`` is the largest number that its parameters can store."""
+
+    values: Mapping[str, Value]
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: int = 0
+    largest: float = float(np.finfo(np.float32).max)
+
+    @cached_property
+    def producer(self) -> dict[str, Node]:
+        """The node that gives each value; inputs have none."""
+        return {output: node for node in self.nodes for output in node.outputs}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes that read each value, once per node."""
+        readers: dict[str, list[Node]] = {name: [] for name in self.values}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
+        return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    def is_linear(self, value: str) -> bool:
+        """Whether a linear node gives this value."""
+        node = self.producer.get(value)
+        return node is not None and not isinstance(node.op, Opaque)
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The values that must exist whatever is folded: outputs, and what opaque nodes read."""
+        names = [name for node in self.nodes if isinstance(node.op, Opaque) for name in node.inputs]
+        return tuple(dict.fromkeys([*names, *self.outputs]))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineForm:
+    """What a value is, seen from others: ``sum_i terms[i] * value_i + bias``; no term has a bias.
+
+    ``laws`` names the laws that led here, in the order of use, for the plan.
+    """
+
+    terms: Mapping[str, AffineConv]
+    bias: Array
+    laws: tuple[str, ...] = ()
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The values that it reads."""
+        return frozenset(self.terms)

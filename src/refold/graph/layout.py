@@ -1,0 +1,51 @@
+"""Which axis of each tensor holds the channels.
+
+Convolutions, dense layers and the like say it; sums, scalars and paddings work on any axis and take it
+from their neighbors.
+"""
+
+from __future__ import annotations
+
+from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, Relayout, Select, Slice, Sum
+
+
+def demanded_axis(node: Node) -> tuple[int | None, int | None]:
+    """The channel axes on which ``node`` reads and writes; None where any axis will do."""
+    match node.op:
+        case Affine(axis=axis) | Concat(axis=axis) | Select(axis=axis):
+            return axis, axis
+        case Relayout(axis_in, axis_out):
+            return axis_in, axis_out
+        case Pad(widths):
+            padded = [axis for axis, pair in enumerate(widths) if pair != (0, 0)]
+            # The usual axis is the last one; a tensor padded there has its channels first.
+            return (1, 1) if len(widths) - 1 in padded else (None, None)
+        case Gain() | Sum() | Slice() | Opaque():
+            return None, None
+
+
+def channel_axes(graph: Graph) -> dict[str, int]:
+    """The channel axis of every value; the last axis where nothing says otherwise."""
+    axes: dict[str, int] = {}
+    for node in graph.nodes:
+        _, written = demanded_axis(node)
+        if written is not None:
+            axes[node.output] = written
+        elif not isinstance(node.op, Opaque):
+            known = [axes[name] for name in node.inputs if name in axes]
+            if known:
+                axes[node.output] = known[0]
+    for node in reversed(graph.nodes):
+        if isinstance(node.op, Opaque):
+            continue
+        read, _ = demanded_axis(node)
+        wanted = read if read is not None else axes.get(node.output)
+        if wanted is not None:
+            for name in node.inputs:
+                axes.setdefault(name, wanted)
+    for node in graph.nodes:  # what the way back taught the inputs, their other readers may use
+        if not isinstance(node.op, Opaque) and node.output not in axes:
+            known = [axes[name] for name in node.inputs if name in axes]
+            if known:
+                axes[node.output] = known[0]
+    return {name: axes.get(name, len(value.shape) - 1) for name, value in graph.values.items()}

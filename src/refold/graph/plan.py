@@ -1,0 +1,154 @@
+"""The plan: what folds, by which laws, what it saves, and why the rest stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+from refold.algebra.affine import AffineConv
+from refold.algebra.cost import Cost
+from refold.graph.graph import AffineForm, Graph
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """One tensor that is computed anew: ``value`` straight from ``form``'s leaves.
+
+    ``biased`` says whether it gets a bias. ``nodes`` are the original steps between the leaves and the
+    value; ``before`` is the cost of those of them that are no longer computed, ``after`` that of what
+    takes their place.
+    """
+
+    value: str
+    form: AffineForm
+    biased: bool
+    nodes: tuple[str, ...]
+    before: Cost
+    after: Cost
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The laws used, each once, in the order of first use."""
+        return tuple(dict.fromkeys(law for law in self.form.laws if law != "identity"))
+
+    @property
+    def operator(self) -> str:
+        """What takes the region's place, in a few words."""
+        words = [_describe(term) for term in self.form.terms.values() if not term.is_identity]
+        if not words:
+            return "nothing" if len(self.form.terms) == 1 else "a sum"
+        return " + ".join(words)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something that was not folded: where, and why, in one sentence."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"kept apart: {self.reason} ({self.where})"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What :func:`refold.fold` will do with a model.
+
+    ``regions`` are the tensors that are computed anew, ``removed`` the original nodes that vanish,
+    ``evaluated`` the layers whose weights were functions of other parameters and become plain weights.
+    """
+
+    graph: Graph
+    regions: tuple[Region, ...]
+    kept: tuple[Kept, ...]
+    before: Cost
+    after: Cost
+    removed: frozenset[str]
+    evaluated: tuple[str, ...] = ()
+    parameters_after: int = 0
+    chosen: Mapping[str, Region] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chosen", {region.value: region for region in self.regions})
+
+    @property
+    def parameters_before(self) -> int:
+        """Stored numbers of the model as it is."""
+        return self.graph.parameters
+
+    @cached_property
+    def changes_something(self) -> bool:
+        """Whether folding would change the model at all."""
+        return bool(self.regions or self.evaluated)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, without the weights."""
+        return {
+            "schema": "refold.plan/1",
+            "before": {**asdict(self.before), "parameters": self.parameters_before},
+            "after": {**asdict(self.after), "parameters": self.parameters_after},
+            "regions": [
+                {
+                    "output": region.value,
+                    "reads": sorted(region.form.terms),
+                    "replaces": list(region.nodes),
+                    "becomes": region.operator,
+                    "laws": list(region.laws),
+                    "before": asdict(region.before),
+                    "after": asdict(region.after),
+                }
+                for region in self.regions
+            ],
+            "evaluated": list(self.evaluated),
+            "kept": [asdict(kept) for kept in self.kept],
+        }
+
+    def __str__(self) -> str:
+        if not self.changes_something:
+            head = "Nothing to fold: no region would be exact and cheaper as fewer operators."
+        else:
+            head = (
+                f"{_count(len(self.regions), 'region')} to fold, "
+                f"{_count(len(self.evaluated), 'weight parameterization')} to evaluate."
+            )
+        rows = [
+            ("", "before", "after"),
+            ("operators", f"{self.before.operators:,}", f"{self.after.operators:,}"),
+            ("multiply-adds", f"{self.before.multiply_adds:,}", f"{self.after.multiply_adds:,}"),
+            ("bytes moved", f"{self.before.bytes:,}", f"{self.after.bytes:,}"),
+            ("parameters", f"{self.parameters_before:,}", f"{self.parameters_after:,}"),
+        ]
+        lines = [head, *(f"  {name:<14} {old:>16} {new:>16}" for name, old, new in rows)]
+        for region in self.regions:
+            lines.append(f"  {region.value}: {_count(len(region.nodes), 'step')} -> {region.operator}")
+            lines.append(f"      by {', '.join(region.laws) or 'identity'}")
+        lines += [f"  {name}: its weights become plain weights" for name in self.evaluated]
+        lines += [f"  {kept}" for kept in self.kept]
+        return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _describe(conv: AffineConv) -> str:
+    size = "x".join(str(window.taps) for window in conv.windows)
+    channels = f"{conv.channels_in} to {conv.channels_out}"
+    if conv.is_scale:
+        return f"scale and shift of {conv.channels_out} channels"
+    if conv.is_pointwise and conv.groups == 1:
+        return f"{'1x1 convolution' if len(conv.windows) == 2 else 'dense layer'}, {channels}"
+    details = [channels]
+    if any(window.stride > 1 for window in conv.windows):
+        details.append("stride " + "x".join(str(window.stride) for window in conv.windows))
+    if any(window.dilation > 1 for window in conv.windows):
+        details.append("dilation " + "x".join(str(window.dilation) for window in conv.windows))
+    if conv.groups > 1:
+        details.append(f"{conv.groups} groups")
+    return f"{size} convolution, {', '.join(details)}"

@@ -1,0 +1,98 @@
+"""Telling what a chain of reshapes, transposes and index expressions does.
+
+Such a chain moves elements and computes nothing, so sending the numbers ``0, 1, 2, ...`` through it
+shows where every element goes. If that is a slice, a choice of channels or a moved axis, the chain is
+that, however it is written (a channel shuffle is a reshape, a transpose and a reshape).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.graph.graph import Gain, Op, Relayout, Select, Slice
+
+Indices = npt.NDArray[Any]
+
+
+def positions(shape: Sequence[int]) -> Indices:
+    """An array of this shape that holds the place of each of its elements."""
+    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(tuple(shape))
+
+
+def classify(samples: Sequence[tuple[tuple[int, ...], Indices]]) -> Op | None:
+    """What a rearrangement does, from what it made of :func:`positions` at one or more shapes.
+
+    Each sample is the shape that went in and the array that came out; sizes that are not known must
+    differ between samples. None if it is nothing that the engine has a word for.
+    """
+    found = [_classify_one(shape, np.asarray(result)) for shape, result in samples]
+    first = found[0]
+    if first is None or any(other != first for other in found):
+        return None
+    return first
+
+
+def _classify_one(shape: tuple[int, ...], result: Indices) -> Op | None:
+    if result.ndim != len(shape) or result.size == 0:
+        return None
+    chosen = _per_axis(shape, result)
+    if chosen is None:
+        return _moved_axis(shape, result)
+    if not np.array_equal(chosen[0], np.arange(shape[0])):
+        return None
+    changed = [
+        axis
+        for axis, (index, size) in enumerate(zip(chosen, shape, strict=True))
+        if not np.array_equal(index, np.arange(size))
+    ]
+    if not changed:
+        return Gain()
+    cuts = [_cut(index, size) for index, size in zip(chosen, shape, strict=True)]
+    known = [cut for cut in cuts if cut is not None]
+    if len(known) == len(cuts):
+        return Slice(tuple(known))
+    if len(changed) == 1:
+        return Select(tuple(int(i) for i in chosen[changed[0]]), changed[0])
+    return None
+
+
+def _per_axis(shape: tuple[int, ...], result: Indices) -> list[Indices] | None:
+    """One index vector per axis such that ``result[i, j, ...]`` is the element ``[v0[i], v1[j], ...]``."""
+    coordinates = np.unravel_index(result, shape)
+    vectors = []
+    for axis, place in enumerate(coordinates):
+        lead = tuple(slice(None) if other == axis else 0 for other in range(result.ndim))
+        vector = place[lead]
+        spread = vector.reshape([-1 if other == axis else 1 for other in range(result.ndim)])
+        if not np.array_equal(place, np.broadcast_to(spread, place.shape)):
+            return None
+        vectors.append(vector)
+    return vectors
+
+
+def _cut(index: Indices, size: int) -> tuple[int, int, int] | None:
+    """The slice that picks ``index`` from ``size`` positions, counted from both ends."""
+    start = int(index[0])
+    step = int(index[1] - index[0]) if index.size > 1 else 1
+    if step < 1 or not np.array_equal(index, start + step * np.arange(index.size)):
+        return None
+    if step > 1:
+        # Positions behind the last one picked that a step would not reach count as not trimmed.
+        return (start, 0, step) if start + step * index.size >= size else None
+    return start, size - 1 - int(index[-1]), 1
+
+
+def _moved_axis(shape: tuple[int, ...], result: Indices) -> Op | None:
+    everything = positions(shape)
+    for axis_in in range(1, len(shape)):
+        for axis_out in range(1, len(shape)):
+            if axis_in == axis_out:
+                continue
+            moved = np.moveaxis(everything, axis_in, axis_out)
+            if moved.shape == result.shape and np.array_equal(moved, result):
+                return Relayout(axis_in, axis_out)
+    return None

@@ -1,0 +1,1 @@
+"""refold for Keras 3, on its TensorFlow, JAX and torch backends."""
