@@ -131,13 +131,14 @@ class _Search:
             if self.builder.axes[name] != axis:
                 cost += elementwise_cost([leaf.nominal], leaf.nominal, leaf.itemsize)
             if not term.is_identity:
-                space = self.builder.space(name)
-                cost += convolution_cost(term, int(np.prod(leaf.nominal)), positions, leaf.itemsize)
-                helpers = self.helpers(term, space)
+                helpers = self.helpers(term, self.builder.space(name))
                 if isinstance(helpers, Refusal):
-                    refusal = helpers
-                else:
-                    cost += Cost(operators=helpers)
+                    refusal, helpers = helpers, 0
+                read = _padded(leaf.nominal, self.builder.axes[name], term) if helpers else leaf.nominal
+                if helpers:
+                    cost += elementwise_cost([leaf.nominal], read, leaf.itemsize)
+                cost += Cost(operators=max(helpers - 1, 0))
+                cost += convolution_cost(term, int(np.prod(read)), positions, leaf.itemsize)
                 bias_has_a_place = True
             shapes.append(output.nominal)
         if len(shapes) > 1:
@@ -302,8 +303,8 @@ class _Search:
         producer = self.graph.producer[leaf]
         where = f"{producer.name} and {node.name}"
         leaves = frozenset(self._leaves(node.output, self.chosen))
-        between = {leaf, *(inner.output for inner in self._cone(node.output, leaves))}
-        merging = [cut for cut in self.cuts[node.output] if not between & cut.leaves]
+        beyond = (leaves - {leaf}) | set(self._leaves(leaf, self.chosen))
+        merging = [cut for cut in self.cuts[node.output] if cut.leaves <= beyond]
         merged = [cut.cost for cut in merging if cut.refusal is None]
         if not merged and merging and merging[0].refusal is not None:
             return where, merging[0].refusal.reason
@@ -323,27 +324,46 @@ class _Search:
                     f"{apart.multiply_adds:,}"
                 )
             return where, "together they would not be cheaper"
-        for reader in self._cone(node.output, leaves):
-            if leaf not in reader.inputs:
-                continue
-            refusal = self._refusal(leaf, reader)
-            if refusal is not None:
-                return f"{producer.name} and {reader.name}", refusal.reason
-        return where, "together they would not be cheaper"
+        met = self._refusal_between(leaf, self._cone(node.output, leaves), beyond)
+        return met or (where, "together they would not be cheaper")
 
-    def _refusal(self, leaf: str, reader: Node) -> Refusal | None:
-        """The refusal met when the form of ``leaf`` goes into ``reader``, if any."""
-        for inner in self.cuts[leaf]:
-            forms = [inner.form if name == leaf else self.builder.leaf(name) for name in reader.inputs]
-            solid = [form for form in forms if isinstance(form, AffineForm)]
-            if len(solid) == len(forms):
-                result = self.builder.combine(reader, solid)
-                if isinstance(result, Refusal):
-                    return result
-        one_step = self.graph.producer[leaf]
-        leaves = [self.builder.leaf(name) for name in one_step.inputs]
-        own = self.builder.combine(one_step, [form for form in leaves if isinstance(form, AffineForm)])
-        return own if isinstance(own, Refusal) else None
+    def _refusal_between(self, leaf: str, cone: list[Node], beyond: frozenset[str]) -> tuple[str, str] | None:
+        """The first refusal met when the form of ``leaf`` is carried through the nodes of ``cone``, every
+        other input being seen from ``beyond`` where it can be."""
+        producer = self.graph.producer[leaf]
+        carried = self._form_over(leaf, beyond)
+        if carried is None:
+            own = self.builder.combine(producer, self._leaf_forms(producer))
+            return (producer.name, own.reason) if isinstance(own, Refusal) else None
+        forms = {leaf: carried}
+        for node in cone:
+            if not any(name in forms for name in node.inputs):
+                continue
+            inputs = [forms.get(name) or self._form_over(name, beyond) for name in node.inputs]
+            solid = [form or direct for form, direct in zip(inputs, self._leaf_forms(node), strict=False)]
+            combined = self.builder.combine(node, solid)
+            if isinstance(combined, Refusal):
+                return f"{producer.name} and {node.name}", combined.reason
+            forms[node.output] = combined
+        return None
+
+    def _form_over(self, value: str, leaves: frozenset[str]) -> AffineForm | None:
+        """The form of ``value`` over some of ``leaves``, the fewest."""
+        return next((cut.form for cut in self.cuts.get(value, ()) if cut.leaves <= leaves), None)
+
+    def _leaf_forms(self, node: Node) -> list[AffineForm]:
+        forms = [self.builder.leaf(name) for name in node.inputs]
+        return [form for form in forms if isinstance(form, AffineForm)]
+
+
+def _padded(shape: tuple[int, ...], axis: int, conv: AffineConv) -> tuple[int, ...]:
+    """The shape of a tensor after the padding (or cropping) of ``conv`` as an operator of its own."""
+    windows = iter(conv.windows)
+    grown = []
+    for place, size in enumerate(shape):
+        window = None if place in (0, axis) else next(windows)
+        grown.append(size if window is None else size + window.before + window.after)
+    return tuple(grown)
 
 
 def _is_biased(node: Node) -> bool:

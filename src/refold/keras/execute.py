@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 from keras.src import backend
+from keras.src.backend.common import dtypes
 from keras.src.ops import core as core_ops
 
 from refold.errors import InputError
@@ -24,13 +26,16 @@ layers = keras.layers
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """Let the backend compute in float64; JAX does so only when asked."""
-    if keras.config.backend() == "jax":
-        import jax
+    """Let the backend compute in float64: JAX does so only when asked, and Keras takes the results of
+    many operations back to 32 bits on all of them."""
+    with contextlib.ExitStack() as stack:
+        if keras.config.backend() == "jax":
+            import jax
 
-        with jax.enable_x64(True):
-            yield
-    else:
+            stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(mock.patch.dict(dtypes.BIT64_TO_BIT32_DTYPE, {"float64": "float64"}))
+        stack.callback(keras.config.set_floatx, keras.config.floatx())
+        keras.config.set_floatx("float64")
         yield
 
 
@@ -49,6 +54,9 @@ def evaluate(
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise InputError(f"'{call.name}' does not run in float64 at this size: {reason[:200]}") from error
             for symbol, output in zip(call.outputs, outputs, strict=True):
+                dtype = backend.standardize_dtype(output.dtype)
+                if backend.is_float_dtype(dtype) and dtype != "float64":
+                    raise InputError(f"'{call.name}' gives {dtype} where it is asked for float64")
                 known[id(symbol)] = output
         return {name: np.asarray(backend.convert_to_numpy(known[id(record.tensors[name])])) for name in wanted}
 
@@ -91,15 +99,28 @@ def _run(record: Record, cache: dict[int, Any], call: Call, known: Mapping[int, 
             raise InputError(f"'{call.name}' reads a mask, which the float64 reference does not follow")
         layer = cache.get(id(call))
         if layer is None:
-            layer = cache[id(call)] = _in_double(call, [tensor.shape for tensor in call.tensors], args)
+            layer = cache[id(call)] = _in_double(call, args)
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
-        outputs = layer(*args, **kwargs)
+        outputs = _on_cpu(layer, args, kwargs)
     else:
-        outputs = call.operation.call(*args, **kwargs)
+        outputs = _on_cpu(call.operation.call, args, kwargs)
     return [leaf for leaf in keras.tree.flatten(outputs) if leaf is not None]
 
 
-def _in_double(call: Call, shapes: list[Any], args: Any) -> Any:
+def _on_cpu(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Call ``function``. TensorFlow's own CPU kernels have no channels-first convolutions; its compiler
+    has them."""
+    if keras.config.backend() != "tensorflow":
+        return function(*args, **kwargs)
+    import tensorflow as tf
+
+    try:
+        return function(*args, **kwargs)
+    except tf.errors.UnimplementedError:
+        return tf.function(function, jit_compile=True)(*args, **kwargs)
+
+
+def _in_double(call: Call, args: Any) -> Any:
     """The layer of a step (or the part of it that the step is) with 64-bit weights."""
     layer = call.operation
     try:
@@ -110,7 +131,8 @@ def _in_double(call: Call, shapes: list[Any], args: Any) -> Any:
         if call.part in ("depthwise", "pointwise"):
             kind, config, weights = _separable_part(layer, call.part, config, weights)
         double = kind.from_config(config)
-        double(*args)  # builds it
+        symbols = keras.tree.map_structure(_symbol, args)
+        double(*symbols)  # builds it
         double.set_weights([np.asarray(weight, dtype=_wide(weight)) for weight in weights])
         if hasattr(double, "finalize_state"):
             double.finalize_state()
@@ -118,6 +140,11 @@ def _in_double(call: Call, shapes: list[Any], args: Any) -> Any:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"'{call.name}' cannot be rebuilt in float64: {reason[:200]}") from error
     return double
+
+
+def _symbol(leaf: Any) -> Any:
+    is_tensor = backend.is_tensor(leaf)
+    return keras.KerasTensor(leaf.shape, backend.standardize_dtype(leaf.dtype)) if is_tensor else leaf
 
 
 def _wide(weight: AnyArray) -> Any:

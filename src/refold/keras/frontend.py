@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -154,7 +154,7 @@ def _example_specs(example: Any) -> Any:
     if isinstance(example, tuple | list) and example and all(isinstance(n, int | None) for n in example):
         return Spec((None, *example[1:]), keras.config.floatx())
     if isinstance(example, dict):
-        return {key: _example_specs(value) for key, value in example.items()}
+        return {key: _named(_example_specs(value), str(key)) for key, value in example.items()}
     if isinstance(example, tuple | list):
         return type(example)(_example_specs(value) for value in example)
     if not hasattr(example, "shape") or not hasattr(example, "dtype"):
@@ -163,6 +163,10 @@ def _example_specs(example: Any) -> Any:
     if dtype == "float64":
         dtype = keras.config.floatx()
     return Spec((None, *example.shape[1:]), dtype)
+
+
+def _named(specs: Any, name: str) -> Any:
+    return replace(specs, name=name) if isinstance(specs, Spec) else specs
 
 
 def _symbols(specs: Any, size: int | None) -> Any:

@@ -58,6 +58,18 @@ class _Lift:
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     chains: dict[int, list[Call]] = field(default_factory=dict)
+    casts: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def converted(self, call: Call) -> str | None:
+        """The value that a conversion gives, if there is one already: the tensor itself where it has the
+        type, or what an earlier conversion made of it. Keras puts one in front of every layer that
+        computes in another type than its input has."""
+        (tensor,), (output,) = call.tensors, call.outputs
+        source = self.names[id(tensor)]
+        if tensor.dtype == output.dtype:
+            return source
+        known = self.casts.setdefault((source, output.dtype), call.name)
+        return None if known == call.name else known
 
     def add_value(self, tensor: Any, wanted: str) -> str:
         name, count = wanted, 1
@@ -80,9 +92,11 @@ def lift_trace(
         lift.add_value(tensor, tensor.name or f"input{index}")
     inputs = tuple(lift.tensors)
     for call in trace.calls:
-        if _changes_nothing(call):
-            lift.names[id(call.outputs[0])] = lift.names[id(call.tensors[0])]
-            continue
+        if isinstance(call.operation, core_ops.Cast | core_ops.ConvertToTensor):
+            known = lift.converted(call)
+            if known is not None:
+                lift.names[id(call.outputs[0])] = known
+                continue
         for index, output in enumerate(call.outputs):
             lift.add_value(output, call.name if index == 0 else f"{call.name}:{index}")
         _lift_call(lift, call)
@@ -93,14 +107,6 @@ def lift_trace(
     graph = Graph(values, tuple(nodes), inputs, outputs, parameters, largest)
     evaluating = frozenset(id(scope) for scope in trace.scopes if _evaluates(scope, trace.calls))
     return graph, Record(trace, lift.names, lift.tensors, trace.producers(), evaluating)
-
-
-def _changes_nothing(call: Call) -> bool:
-    """A conversion to the type that the tensor has already: Keras puts these in by itself."""
-    if not isinstance(call.operation, core_ops.Cast | core_ops.ConvertToTensor):
-        return False
-    (tensor,) = call.tensors
-    return bool(tensor.dtype == call.outputs[0].dtype)
 
 
 # ---- one step ------------------------------------------------------------------------------------

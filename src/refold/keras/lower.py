@@ -181,21 +181,23 @@ class _Lowering:
 
     def apply(self, layer: Any, args: Any, kwargs: Any) -> Any:
         """Call ``layer`` on the new tensors for the old arguments."""
+        casts_to = layer.compute_dtype if layer.autocast else None
 
         def new(leaf: Any) -> Any:
-            return self.uncast(leaf, layer) if isinstance(leaf, keras.KerasTensor) else _constant(leaf)
+            return self.uncast(leaf, casts_to) if isinstance(leaf, keras.KerasTensor) else _constant(leaf)
 
         kept = {key: value for key, value in kwargs.items() if not _goes_without_saying(key, value, args)}
         args, kept = keras.tree.map_structure(new, (args, kept))
         return layer(*args, **kept)
 
-    def uncast(self, tensor: Any, layer: Any) -> Any:
-        """The new tensor before the cast that ``layer`` does on its own, if there is one."""
+    def uncast(self, tensor: Any, casts_to: str | None) -> Any:
+        """The new tensor for ``tensor``, or from before its cast if the reading layer does that itself."""
+        tensor = self.record.canonical(tensor)
         producer = self.record.producers.get(id(tensor))
-        if producer is not None and isinstance(producer[0].operation, core_ops.Cast) and layer.autocast:
-            source = producer[0].tensors[0]
-            if tensor.dtype == layer.compute_dtype and id(self.record.canonical(source)) in self.tensors:
-                return self.new(source)
+        if producer is not None and isinstance(producer[0].operation, core_ops.Cast) and tensor.dtype == casts_to:
+            source = self.record.canonical(producer[0].tensors[0])
+            if id(source) in self.tensors:
+                return self.tensors[id(source)]
         return self.new(tensor)
 
     def repeat(self, call: Call) -> None:
@@ -247,7 +249,7 @@ class _Lowering:
         bias = form.bias if biased or np.any(form.bias) else None
         results = []
         for leaf, term in form.terms.items():
-            tensor = self.on_axis(leaf, axis, name)
+            tensor = self.on_axis(leaf, axis, name, policy.compute_dtype if leaf in convolved else None)
             if leaf in convolved:
                 own_bias = bias if leaf == convolved[0] else None
                 made = express.layers_for(
@@ -275,9 +277,9 @@ class _Lowering:
             total = shift(total)
         self.keep(fused.outputs if fused else call.outputs, total)
 
-    def on_axis(self, leaf: str, axis: int, name: str) -> Any:
-        """The new tensor of ``leaf`` with its channels on ``axis``."""
-        tensor = self.new(self.record.tensors[leaf])
+    def on_axis(self, leaf: str, axis: int, name: str, cast: str | None) -> Any:
+        """The new tensor of ``leaf`` with its channels on ``axis``, for a layer that casts to ``cast``."""
+        tensor = self.uncast(self.record.tensors[leaf], cast)
         own = self.forms.axes[leaf]
         if own == axis:
             return tensor

@@ -1,0 +1,58 @@
+"""Weight normalizations, written once, for every framework.
+
+Each is a pair ``decompose(w) -> (direction, gain, offset)`` and ``compose(direction, gain, offset) -> w`` on a
+matrix with one row per output unit and on a namespace of array functions: numpy (:data:`NUMPY`),
+``keras.ops``, or any other that has the few functions of :class:`Namespace`.
+"""
+
+from __future__ import annotations
+
+from refold.weights.fit import fit_rows
+from refold.weights.method import Normalization
+from refold.weights.namespace import NUMPY, Array, Namespace, dtype_name, widen, working_dtype
+from refold.weights.rms import RootMeanSquare
+from refold.weights.rows import Rows
+from refold.weights.scaling import Parts
+from refold.weights.standardization import Standardization
+from refold.weights.unit import Unit
+
+# The names that every front end accepts.
+METHODS: dict[str, type[Unit] | type[Standardization] | type[RootMeanSquare]] = {
+    "unit": Unit,
+    "layer": Standardization,
+    "rms": RootMeanSquare,
+}
+
+
+def method(name: str, epsilon: float | None = None) -> Normalization:
+    """The normalization of this name, with its own epsilon where none is given.
+
+    Raises:
+        ValueError: the name is unknown, or epsilon is negative or not a number.
+    """
+    if name not in METHODS:
+        raise ValueError(f"there is no weight normalization named {name!r}: choose one of {', '.join(METHODS)}")
+    if epsilon is None:
+        return METHODS[name]()
+    if not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon must be a finite number that is not negative, not {epsilon}")
+    return METHODS[name](float(epsilon))
+
+
+__all__ = [
+    "METHODS",
+    "NUMPY",
+    "Array",
+    "Namespace",
+    "Normalization",
+    "Parts",
+    "RootMeanSquare",
+    "Rows",
+    "Standardization",
+    "Unit",
+    "dtype_name",
+    "fit_rows",
+    "method",
+    "widen",
+    "working_dtype",
+]
