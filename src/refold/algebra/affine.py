@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import final
@@ -15,40 +16,79 @@ Array = npt.NDArray[np.float64]
 
 
 @final
+class Deferred:
+    """An array that is computed when it is first read.
+
+    Planning looks at many more combinations than it chooses, and mostly at their shapes.
+    """
+
+    __slots__ = ("_array", "_compute", "shape")
+
+    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array]) -> None:
+        self.shape = shape
+        self._compute: Callable[[], Array] | None = compute
+        self._array: Array | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def array(self) -> Array:
+        """The numbers."""
+        if self._array is None:
+            assert self._compute is not None
+            self._array = self._compute()
+            self._compute = None  # lets go of what it was computed from
+        return self._array
+
+
+@final
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineConv:
     """``y = K * x + b`` on ``(batch, channels, *space)``, the neural network's convolution
     (a correlation: nothing is flipped).
 
-    ``kernel`` has the shape ``(out, in/groups, *taps)``, float64; output channel ``o`` belongs to group
-    ``o // (out/groups)`` and reads the input channels of that group only. ``bias`` has the shape
-    ``(out,)``. There is one window per spatial axis; with no spatial axis this is a dense layer.
-    Raises ValueError if the pieces do not fit each other.
+    The kernel, ``weights`` as given and ``kernel`` as an array, has the shape ``(out, in/groups, *taps)``,
+    float64; output channel ``o`` belongs to group ``o // (out/groups)`` and reads the input channels of
+    that group only. ``bias`` has the shape ``(out,)``. There is one window per spatial axis; with no
+    spatial axis this is a dense layer. Raises ValueError if the pieces do not fit each other.
     """
 
-    kernel: Array
+    weights: Array | Deferred
     bias: Array
     windows: tuple[Window, ...] = ()
     groups: int = 1
 
     def __post_init__(self) -> None:
         taps = tuple(window.taps for window in self.windows)
-        if self.kernel.shape[2:] != taps or self.kernel.ndim < 2:
-            raise ValueError(f"a kernel of shape {self.kernel.shape} does not fit windows with {taps} taps")
-        if self.bias.shape != self.kernel.shape[:1]:
-            raise ValueError(f"a bias of shape {self.bias.shape} does not fit {self.kernel.shape[0]} channels")
-        if self.groups < 1 or self.kernel.shape[0] % self.groups:
-            raise ValueError(f"{self.kernel.shape[0]} output channels do not split into {self.groups} groups")
+        shape = self.weights.shape
+        if shape[2:] != taps or len(shape) < 2:
+            raise ValueError(f"a kernel of shape {shape} does not fit windows with {taps} taps")
+        if self.bias.shape != shape[:1]:
+            raise ValueError(f"a bias of shape {self.bias.shape} does not fit {shape[0]} channels")
+        if self.groups < 1 or shape[0] % self.groups:
+            raise ValueError(f"{shape[0]} output channels do not split into {self.groups} groups")
+
+    @property
+    def kernel(self) -> Array:
+        """The kernel, ``(out, in/groups, *taps)``."""
+        return self.weights.array() if isinstance(self.weights, Deferred) else self.weights
 
     @property
     def channels_out(self) -> int:
         """Number of output channels."""
-        return int(self.kernel.shape[0])
+        return int(self.weights.shape[0])
 
     @property
     def channels_in(self) -> int:
         """Number of input channels."""
-        return int(self.kernel.shape[1]) * self.groups
+        return int(self.weights.shape[1]) * self.groups
+
+    @property
+    def size(self) -> int:
+        """Number of weights, the bias not counted."""
+        return prod(self.weights.shape)
 
     @property
     def is_pointwise(self) -> bool:
@@ -94,11 +134,16 @@ class AffineConv:
 
     def linear(self) -> AffineConv:
         """The same map without its bias."""
-        return AffineConv(self.kernel, np.zeros_like(self.bias), self.windows, self.groups)
+        return AffineConv(self.weights, np.zeros_like(self.bias), self.windows, self.groups)
 
     def with_bias(self, bias: Array) -> AffineConv:
         """The same linear part with another bias."""
-        return AffineConv(self.kernel, bias, self.windows, self.groups)
+        return AffineConv(self.weights, bias, self.windows, self.groups)
+
+    def scaled(self, factor: float) -> AffineConv:
+        """``factor`` times the linear part; the bias stays."""
+        weights = Deferred(self.weights.shape, lambda: self.kernel * factor)
+        return AffineConv(weights, self.bias, self.windows, self.groups)
 
 
 def convolution(
@@ -155,4 +200,4 @@ def average_pool(channels: int, windows: tuple[Window, ...]) -> AffineConv:
     """The mean over each window, padded zeros counted (``count_include_pad``)."""
     taps = tuple(window.taps for window in windows)
     kernel = np.full((channels, 1, *taps), 1.0 / prod(taps))
-    return AffineConv(kernel, np.zeros(channels), windows, groups=channels)
+    return AffineConv(kernel, np.zeros(channels), windows, channels)

@@ -59,10 +59,10 @@ def convolution_cost(conv: AffineConv, input_elements: int, positions: int, item
     ``input_elements``: size of what it reads; ``positions``: output positions (product of the output's
     spatial sizes); ``itemsize``: bytes of one stored number. Multiply-adds count every tap, padded or not.
     """
-    weights = conv.kernel.size
+    weights = conv.size
     outputs = conv.channels_out * positions
     return Cost(
-        multiply_adds=outputs * conv.kernel.shape[1] * conv.taps,
+        multiply_adds=outputs * conv.weights.shape[1] * conv.taps,
         bytes=(input_elements + outputs + weights + conv.channels_out) * itemsize,
         operators=1,
     )

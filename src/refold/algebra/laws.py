@@ -14,7 +14,7 @@ from math import gcd, prod
 import numpy as np
 
 from refold.algebra import geometry
-from refold.algebra.affine import AffineConv, Array
+from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.algebra.refusal import Refusal
 
@@ -54,7 +54,7 @@ def pad(
         if np.all(np.asarray(value) == 0.0):
             return Refusal(ZERO_AFTER_BIAS)
         return Refusal("padding with another constant than the bias before it is not a convolution at the border")
-    return AffineConv(inner.kernel, inner.bias, tuple(windows), inner.groups)
+    return AffineConv(inner.weights, inner.bias, tuple(windows), inner.groups)
 
 
 def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) -> AffineConv | Refusal:
@@ -87,10 +87,11 @@ def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) ->
         groups = outer.groups
     else:
         groups = gcd(outer.groups, inner.groups)
-    if outer.channels_out * (inner.channels_in // groups) * prod(taps) > MOST_WEIGHTS:
+    shape = (outer.channels_out, inner.channels_in // groups, *taps)
+    if prod(shape) > MOST_WEIGHTS:
         return Refusal("the combined kernel would not fit in memory")
-    kernel = _composed_kernel(outer, inner, tuple(windows), groups)
-    carried = _apply_to_constant(outer, inner.bias)
+    kernel = Deferred(shape, lambda: _composed_kernel(outer, inner, tuple(windows), groups))
+    carried = _apply_to_constant(outer, inner.bias) if np.any(inner.bias) else 0.0
     return AffineConv(kernel, outer.bias + carried, tuple(windows), groups)
 
 
@@ -108,10 +109,15 @@ def add(terms: Sequence[AffineConv], space: Space | None = None) -> AffineConv |
     shape = (terms[0].channels_out, terms[0].channels_in // groups, *(window.taps for window in windows))
     if prod(shape) > MOST_WEIGHTS:
         return Refusal("the combined kernel would not fit in memory")
-    kernel = np.zeros(shape)
-    for term in terms:
-        kernel[_places(term, windows)] += regroup(term, groups).kernel
-    return AffineConv(kernel, np.sum([term.bias for term in terms], axis=0), windows, groups)
+
+    def total() -> Array:
+        kernel = np.zeros(shape)
+        for term in terms:
+            kernel[_places(term, windows)] += regroup(term, groups).kernel
+        return kernel
+
+    bias = np.sum([term.bias for term in terms], axis=0)
+    return AffineConv(Deferred(shape, total), bias, windows, groups)
 
 
 def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | None = None) -> AffineConv | Refusal:
@@ -147,9 +153,11 @@ def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
     same_share = index.size % inner.groups == 0 and np.array_equal(
         index // per_group, np.repeat(np.arange(inner.groups), max(kept, 1))[: index.size]
     )
-    source = inner if same_share and kept else regroup(inner, 1)
-    picked = AffineConv(source.kernel[index], source.bias[index], source.windows, source.groups)
-    return picked if source is inner else refine_groups(picked)
+    if same_share and kept:
+        picked = Deferred((index.size, *inner.weights.shape[1:]), lambda: inner.kernel[index])
+        return AffineConv(picked, inner.bias[index], inner.windows, inner.groups)
+    dense = regroup(inner, 1)
+    return refine_groups(AffineConv(dense.kernel[index], dense.bias[index], dense.windows))
 
 
 def regroup(conv: AffineConv, groups: int) -> AffineConv:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 # A sum over more tensors than this is never one operator, and looking for it costs time.
 MOST_LEAVES = 8
 
+NOT_FINITE = "a weight would not be finite"
+
 
 @final
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class FormBuilder:
                 form = forms[0]
             case Opaque(reason):
                 return Refusal(reason)
-        if isinstance(form, AffineForm) and not _can_be_stored(form, self.graph.largest):
-            return Refusal("a weight would not be finite")
+        if isinstance(form, AffineForm) and not np.all(np.abs(form.bias) <= self.graph.largest):
+            return Refusal(NOT_FINITE)
         return form
 
     def _through(self, conv: AffineConv, form: AffineForm) -> AffineForm | Refusal:
@@ -181,10 +183,7 @@ def _selected(form: AffineForm, channels: Sequence[int]) -> AffineForm:
 def _scaled(form: AffineForm, scale: float, shift: float = 0.0) -> AffineForm:
     if scale == 1.0 and shift == 0.0:
         return form
-    terms = {
-        name: AffineConv(term.kernel * scale, term.bias, term.windows, term.groups)
-        for name, term in form.terms.items()
-    }
+    terms = {name: term.scaled(scale) for name, term in form.terms.items()}
     return AffineForm(terms, form.bias * scale + shift, (*form.laws, "scale and shift"))
 
 
@@ -192,6 +191,7 @@ def _joined(forms: Sequence[AffineForm], law: str) -> tuple[str, ...]:
     return (*(name for form in forms for name in form.laws), law)
 
 
-def _can_be_stored(form: AffineForm, largest: float) -> bool:
+def can_be_stored(form: AffineForm, largest: float) -> bool:
+    """Whether every weight is finite, and stays so in the type that the model stores."""
     arrays = [form.bias, *(term.kernel for term in form.terms.values())]
     return all(bool(np.all(np.abs(array) <= largest)) for array in arrays if array.size)

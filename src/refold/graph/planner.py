@@ -9,7 +9,7 @@ whatever it ends at is never worse than the original.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.algebra.refusal import Refusal
-from refold.graph.forms import FormBuilder, form_builder
+from refold.graph.forms import NOT_FINITE, FormBuilder, can_be_stored, form_builder
 from refold.graph.graph import Affine, AffineForm, Graph, Node, Opaque
 from refold.graph.plan import Kept, Plan, Region
 
@@ -175,7 +175,25 @@ class _Search:
     # ---- search ----------------------------------------------------------------------------------
 
     def improve(self, component: list[str]) -> None:
-        """Take improving steps within one connected set of linear values until there is none."""
+        """Take improving steps within one connected set of linear values until there is none.
+
+        The numbers of what is chosen are looked at last; a cut with weights that cannot be stored is
+        struck from the list, and the search starts over."""
+        while True:
+            self._search(component)
+            unfit = [
+                (name, cut)
+                for name in component
+                if (cut := self.chosen[name]) is not None and not can_be_stored(cut.form, self.graph.largest)
+            ]
+            if not unfit:
+                return
+            for name, cut in unfit:
+                refused = replace(cut, refusal=Refusal(NOT_FINITE))
+                self.cuts[name] = [refused if other is cut else other for other in self.cuts[name]]
+            self.chosen.update(dict.fromkeys(component))
+
+    def _search(self, component: list[str]) -> None:
         required = frozenset(self.graph.required)
         roots = tuple(name for name in component if name in required)
         state = {name: self.chosen[name] for name in component}
@@ -272,7 +290,7 @@ class _Search:
         total = sum(stored.values())
         for region in regions:
             terms = [term for term in region.form.terms.values() if not term.is_identity]
-            total += sum(term.kernel.size for term in terms)
+            total += sum(term.size for term in terms)
             total += region.form.bias.size if terms and region.biased else 0
         return total
 

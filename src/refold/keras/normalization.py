@@ -268,14 +268,17 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
         self.epsilon = self.method.epsilon if self.method else None
         self._centers = self.method.centered if self.method else _centers(normalizer)
         self.use_offset = self._centers and self.use_gain if offset is None else bool(offset)
+        inside = [layer]
         for i, spec in enumerate(self.specs):
             if self.method is None:
-                setattr(self, f"{spec.prefix}normalizer", normalizer if i == 0 else _copy(normalizer))
+                inside.append(normalizer if i == 0 else _copy(normalizer))
+                setattr(self, f"{spec.prefix}normalizer", inside[-1])
             setattr(self, f"{spec.prefix}gain", None)
             setattr(self, f"{spec.prefix}offset", None)
         self._restoring = False
-        if not self.trainable:
-            layer.trainable = False
+        if not kwargs.get("trainable", True):
+            for part in inside:
+                part.trainable = False
 
     # ---- variables -------------------------------------------------------------------------------
 
