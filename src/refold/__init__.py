@@ -3,5 +3,6 @@
 from refold.errors import InputError as InputError
 from refold.verbs import fold as fold
 from refold.verbs import inspect as inspect
+from refold.verbs import prove as prove
 
 __version__ = "0.1.0"

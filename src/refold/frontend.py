@@ -83,6 +83,14 @@ class Frontend(Protocol):
         and outputs are in the order of the lifted graph's."""
         ...
 
+    def arrays(self, example: Any) -> list[AnyArray] | None:
+        """The arrays of an example, flat and in order; None if it is a shape (or nothing)."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the framework and what is below it, by name."""
+        ...
+
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """What an opaque node is."""
         ...

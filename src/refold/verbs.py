@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from refold.errors import InputError
 from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
+from refold.proof.certificate import Certificate
+from refold.proof.prove import prove as prove_lifted
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:
@@ -33,3 +36,18 @@ def fold(model: Any, example: Any = None) -> Any:
     frontend = frontend_of(model)
     lifted = frontend.lift(model, example)
     return frontend.lower(lifted, plan_of(frontend, lifted))
+
+
+def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Certificate:
+    """Are ``model`` and ``plain`` the same function? The certificate's ``ok`` says it, the rest is the
+    evidence (``docs/certificate.md``).
+
+    The two need not come from :func:`fold`; they must be models of one framework. If ``example`` holds
+    arrays (and not a shape), the whole models are compared on them as well.
+    """
+    frontend = frontend_of(model)
+    if frontend_of(plain) is not frontend:
+        raise InputError("the two models are of different frameworks; prove compares models of one framework")
+    before, after = frontend.lift(model, example), frontend.lift(plain, example)
+    given = frontend.arrays(example)
+    return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions())

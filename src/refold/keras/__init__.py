@@ -1,1 +1,12 @@
-"""refold for Keras 3, on its TensorFlow, JAX and torch backends."""
+"""refold for Keras 3, on its TensorFlow, JAX and torch backends: layers and blocks to train with.
+
+The verbs (``refold.inspect``, ``refold.fold``, ``refold.prove``, ``refold.bench``) take Keras models as
+they take all others.
+"""
+
+from refold.keras.blocks import ACBlock as ACBlock
+from refold.keras.blocks import DiverseBranchBlock as DiverseBranchBlock
+from refold.keras.blocks import MobileOneBlock as MobileOneBlock
+from refold.keras.blocks import RepVGGBlock as RepVGGBlock
+from refold.keras.normalization import WeightNormalization as WeightNormalization
+from refold.keras.normalization import weight_normalization as weight_normalization

@@ -139,6 +139,7 @@ class Block(keras.Layer):  # type: ignore[misc]
             self._tracker.untrack(part)
         self.parts = converted
         self._tracker.lock()
+        self._post_build()  # the torch backend lists the variables of a built layer once more
         self._expression = plain
         self.deploy = True
 
@@ -213,12 +214,12 @@ class Block(keras.Layer):  # type: ignore[misc]
         if not self.built:
             raise ValueError(f"{self.name} has no weights yet: build it, or call it on an input, first")
         channels, axes = self._channels(self._shape), len(self._shape) - 2
-        folded = blocks.fold(self._expression, self._parameters(), channels, axes)
+        folded = blocks.fold(self._expression, self._part_weights(), channels, axes)
         if isinstance(folded, Refusal):
             raise ValueError(f"{self.name} is not one convolution: {folded.reason}")
         return folded
 
-    def _parameters(self) -> dict[str, Array]:
+    def _part_weights(self) -> dict[str, Array]:
         """The weights of all parts, under the names and in the layout of the expression."""
         values: dict[str, Array] = {}
         for path, layer in self.parts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -86,6 +87,18 @@ class KerasFrontend:
         else:
             outputs = model(keras.tree.map_structure(backend.convert_to_tensor, nest))
         return [np.asarray(backend.convert_to_numpy(leaf)) for leaf in keras.tree.flatten(outputs)]
+
+    def arrays(self, example: Any) -> list[AnyArray] | None:
+        """The arrays of an example, flat and in order; None if it is a shape (or nothing)."""
+        leaves = keras.tree.flatten(example)
+        if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
+            return None
+        return [np.asarray(backend.convert_to_numpy(leaf)) for leaf in leaves]
+
+    def versions(self) -> dict[str, str]:
+        """The versions of Keras and of its backend."""
+        name = keras.config.backend()
+        return {"keras": keras.__version__, name: str(import_module(name).__version__)}
 
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The class and configuration of a step, and its weights."""

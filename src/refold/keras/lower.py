@@ -247,7 +247,7 @@ class _Lowering:
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
         fused = self.fused_scope(call) if len(form.terms) == 1 and convolved else None
         bias = form.bias if biased or np.any(form.bias) else None
-        results = []
+        results: list[Any] = []
         for leaf, term in form.terms.items():
             tensor = self.on_axis(leaf, axis, name, policy.compute_dtype if leaf in convolved else None)
             if leaf in convolved:
@@ -340,9 +340,14 @@ class _Lowering:
         chains = [step.scope.chain if step.scope else [] for step in steps]
         common = [scope for scope in chains[0] if all(any(s is scope for s in chain) for chain in chains)]
         if common:
-            return common[-1].path
+            return self.free(common[-1].layer.name, common[-1].path)
         kernels = [step for step in steps if step.part or isinstance(step.operation, _DENSE)]
-        return (kernels or steps)[-1].name
+        last = (kernels or steps)[-1]
+        return self.free(last.operation.name if isinstance(last.operation, keras.Layer) else last.name, last.name)
+
+    def free(self, name: str, path: str) -> str:
+        """The short name if no layer has it yet, else the whole path."""
+        return path if name in self.names else name
 
 
 def stored_weights(layer: Any) -> tuple[AnyArray, ...]:
