@@ -175,9 +175,11 @@ def _target(
     path: Path, shown: str, overwrite: bool, inputs: Sequence[str | os.PathLike[str]]
 ) -> tuple[Path, int | None]:
     """What ``path`` stands for, and the mode of the file that is there."""
+    if "\0" in str(path):
+        raise ValueError("there is a NUL in the name")
     if not os.path.lexists(path):
         if not path.parent.is_dir():
-            raise InputError(f"{shown}: the folder {printable(path.parent)} does not exist; make it first")
+            raise InputError(f"{shown}: the folder '{printable(path.parent)}' does not exist; make it first")
         return path.parent.resolve() / path.name, None
     if not overwrite:
         for other in inputs:

@@ -7,8 +7,8 @@ from typing import Any
 from refold.errors import InputError
 from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
-from refold.proof.certificate import Certificate
-from refold.proof.prove import prove as prove_lifted
+from refold.evidence.certificate import Certificate
+from refold.evidence.prove import prove as prove_lifted
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:

@@ -69,18 +69,12 @@ def test_a_block_in_space_folds(block, stride):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_block_keeps_the_taps_of_its_kernel(block, stride):
-    """Nothing in a block makes the shipped kernel larger than the one that was asked for."""
-    form = equivalent(block(4, 8, 3, stride, groups=2), 4)
-    assert form == convolution(8, 3, stride, groups=2, bias=True)
-
-
-@pytest.mark.parametrize("block", [repvgg, acnet, mobileone])
-def test_dilated_blocks_have_as_many_outputs_as_undilated_ones(block):
-    form = equivalent(block(3, 5, 3, 2, 2), 3)
-    assert not isinstance(form, Refusal)
-    assert [window.output_size(n) for window in form.windows[:1] for n in range(1, 8)] == [1, 1, 2, 2, 3, 3, 4]
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, (3, 2))])
+def test_a_block_ships_the_convolution_that_was_asked_for(block, stride, dilation):
+    """No more taps than that, and centered: ``ceil(size / stride)`` outputs."""
+    options = {"average": False} if block is diverse_branch and dilation != 1 else {}
+    form = equivalent(block(4, 8, (3, 5), stride, dilation, groups=2, **options), 4)
+    assert form == convolution(8, (3, 5), stride, dilation, groups=2, bias=True)
 
 
 def test_the_branches_of_repvgg():

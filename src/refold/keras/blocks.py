@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, assert_never, final
 
@@ -102,9 +101,9 @@ class Block(keras.Layer):  # type: ignore[misc]
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.deploy = bool(deploy)
 
-    @abstractmethod
     def make_expression(self, channels_in: int, axes: int) -> Expression:
         """What the block computes in front of its activation, for so many channels and spatial axes."""
+        raise NotImplementedError(f"{type(self).__name__} says no expression")
 
     def get_equivalent_kernel_bias(self) -> tuple[Array, Array]:
         """The one convolution that the block is in inference: its kernel ``(*taps, in/groups, filters)``,
@@ -120,9 +119,10 @@ class Block(keras.Layer):  # type: ignore[misc]
         """Replace the branches by the one convolution that they are in inference; for good, in place.
 
         Compile a model that holds the block again afterwards: compiled functions and optimizers remember
-        the branches. :func:`refold.fold` folds whole models and leaves the original as it is. Does nothing
-        if the block is converted already. Raises ValueError if it is not built, or if no convolution
-        equals it.
+        the branches (and so does, on the torch backend, ``parameters()`` of the model around the block,
+        until it is saved and loaded). :func:`refold.fold` folds whole models and leaves the original as it
+        is. Does nothing if the block is converted already. Raises ValueError if it is not built, or if no
+        convolution equals it.
         """
         if self.deploy:
             return

@@ -20,6 +20,7 @@ import stat
 import sys
 import types
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -50,8 +51,10 @@ MAX_CONFIG = 16 * MIB
 MAX_METADATA = MIB
 MAX_DEPTH = 200  # of nested lists and objects: twenty nested models have about a hundred
 MAX_ITEMS = 2_000_000
-MAX_OBJECTS = 500_000  # groups and datasets
+MAX_OBJECTS = 100_000  # groups and datasets
 MAX_PARTS = 65_536  # into which one operator may split a tensor
+# Of what an exception says, this much is passed on.
+SENTENCE = 250
 # Some layers keep part of their variables out of the file, or pack them.
 UNSTORED = MIB
 
@@ -345,8 +348,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise _RefusedError(f"its configuration says '{printable(twice, 80)}' twice in one place")
     return found
 
@@ -365,8 +367,8 @@ def _parse(content: io.BytesIO, member: str) -> Any:
 
 
 def _screen_config(config: Any, customs: Mapping[str, Any]) -> bool:
-    """Whether every object that a configuration describes may be made; and whether custom ones are among
-    them. Takes out what belongs to training: how to compile is nothing that a fold needs."""
+    """Refuse a configuration with an object that may not be made; and tell whether the user's own classes are
+    among them. Takes out what belongs to training: how to compile is nothing that a fold needs."""
     if not isinstance(config, dict) or not {"class_name", "config", "module"} <= config.keys():
         raise _RefusedError(f"its '{CONFIG}' describes no Keras 3 model")
     uses_customs = False
@@ -399,7 +401,7 @@ def _objects(config: Any) -> Iterator[Json]:
 
 
 def _screen_object(found: Json, customs: Mapping[str, Any]) -> bool:
-    """Whether what would be made of ``found`` is custom code; refused if it may not be made.
+    """Whether what would be made of ``found`` is the user's own code; refused if it may not be made.
 
     Looks a class up in the same order as Keras: what is registered comes first, whatever the module.
     """
@@ -413,7 +415,9 @@ def _screen_object(found: Json, customs: Mapping[str, Any]) -> bool:
             raise _RefusedError(f"its configuration holds numbers of the unknown type '{printable(dtype, 40)}'")
         return False
     if class_name == "__lambda__":
-        raise _RefusedError("it carries Python code (a lambda) that would run; if you know who made it, trust it")
+        raise _RefusedError(
+            "it carries Python code (a lambda) that would run; if you know who made it, use --trust"
+        )
     if class_name.startswith("__"):
         raise _RefusedError(f"its configuration holds a {shown}, which no model needs")
     for node in found.get("inbound_nodes") or ():
@@ -425,7 +429,7 @@ def _screen_object(found: Json, customs: Mapping[str, Any]) -> bool:
         if custom is not None:
             if is_function != isinstance(custom, types.FunctionType):
                 raise _RefusedError(f"it uses '{printable(registered, 80)}' as something else than it is")
-            return True
+            return not custom.__module__.startswith("refold.")
     if is_function:
         _screen_function(inner, found.get("module"))
     else:
@@ -487,7 +491,7 @@ def _screen_class(name: str, module: Any) -> None:
         raise _RefusedError(f"it uses {shown} of '{printable(module, 80)}', which {version} does not have")
     if isinstance(cls, type) and issubclass(cls, DANGEROUS):
         raise _RefusedError(
-            f"its layer {shown} carries code of its own that would run; if you know who made it, trust it"
+            f"its layer {shown} carries code of its own that would run; if you know who made it, use --trust"
         )
     if not isinstance(cls, type) or not issubclass(cls, families):
         raise _RefusedError(f"it uses '{printable(module, 80)}.{printable(name, 80)}', which is no part of a model")
@@ -658,8 +662,10 @@ def _sentence(error: Exception) -> str:
     layer = re.search(r"Example error message for object (.*?):\n\n(.*)", text, re.DOTALL)
     if layer:
         text = f"{layer[1]}: {layer[2]}"
-    if "Exception encountered:" in text:
-        text = text.rsplit("Exception encountered:", 1)[1]
-    text = re.split(r"\s*(?:Full (?:object )?config:|List of objects that could not|config=\{)", text)[0]
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return printable(line.rstrip(".") or type(error).__name__, 300)
+    # Behind all of a configuration, which may be megabytes.
+    text = text.rpartition("Exception encountered:")[2].lstrip()[:2000]
+    text = re.split(r"Full (?:object )?config:|config=\{|The following nodes failed", text)[0]
+    line = text.partition("\n")[0].strip().rstrip(".,:")
+    if len(line) > SENTENCE:
+        line = line[:SENTENCE] + "..."
+    return printable(line or type(error).__name__, 2 * SENTENCE)

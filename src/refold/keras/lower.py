@@ -356,10 +356,16 @@ def stored_weights(layer: Any) -> tuple[AnyArray, ...]:
 
 
 def _clone(layer: Any) -> Any:
-    """A new layer with the configuration of ``layer``; None if its class does not allow that."""
+    """A new layer that computes what ``layer`` does, its weights aside; None if its class does not allow
+    that."""
     try:
         if isinstance(layer, keras.Sequential) or type(layer) in _FUNCTIONAL:
             return keras.models.clone_model(layer)
+        if isinstance(layer, keras.layers.Lambda):
+            # Its configuration is the code as bytes, which Keras rightly does not run; the layer in memory
+            # is the user's own, and has no weights.
+            settings = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
+            return keras.layers.Lambda(layer.function, **settings, name=layer.name, dtype=layer.dtype_policy)
         return type(layer).from_config(layer.get_config())
     except Exception:  # whatever a user's get_config or __init__ may raise
         return None

@@ -1,24 +1,18 @@
-"""The certificate: the evidence that two models are one function, as data."""
+"""The certificate as data: verdicts, results, JSON, and the table that people read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any, final
 
 SCHEMA = "refold.certificate/1"
 
-ASSUMPTIONS = (
-    "floating-point arithmetic is IEEE 754 with rounding to nearest",
-    "the float64 reference is made of the framework's own operators",
-    "operators that are not linear compute the same if their kind, settings and parameters are equal",
-    "the linear operators of the framework treat all positions of a tensor alike, but for its borders",
-)
-
 
 class Verdict(StrEnum):
-    """What the evidence amounts to, for one region or for the whole."""
+    """What the evidence amounts to, for one place or for the whole."""
 
     PROVED = "proved"
     MEASURED = "measured"
@@ -26,160 +20,258 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
 
 
+# From good to bad: the verdict on several things is the worst one of them.
+_ORDER = (Verdict.PROVED, Verdict.SKIPPED, Verdict.MEASURED, Verdict.REFUTED)
+
+ASSUMPTIONS = (
+    "Arithmetic is IEEE 754 with rounding to nearest.",
+    "The reference is made of the framework's own operators in float64; they compute what their names say.",
+    "An operator that was not folded computes the same function in both models if its settings and "
+    "parameters are the same.",
+    "The sizes of borders are those that the neutral graph says; each region is also run on real activations "
+    "at its real size.",
+    "The proof is about the functions with real numbers and the stored weights. How the runtime rounds "
+    "(TF32, Winograd, fused kernels) shows in the end-to-end errors only.",
+)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of several verdicts; of none, proved."""
+    return max(verdicts, key=_ORDER.index, default=Verdict.PROVED)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StructureResult:
+    """Something about the interface or an operator that is no region: ``where`` in the original."""
+
+    where: str
+    verdict: Verdict
+    sentence: str
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class RegionResult:
-    """The proof that one tensor of both models is the same affine function of the tensors before it.
+    """Whether a tensor of the original and its counterpart are the same affine function of the nearest
+    tensors that were matched before.
 
-    ``worst`` is the largest deviation of a weight as a share of what rounding it once allows; ``method``
-    says what was fed in, ``probes`` how many inputs that were, ``sizes`` at which spatial sizes. ``local``
-    is the largest deviation on real activations, relative to the largest number there.
+    ``ratio`` is the worst ``|dW| / (u |W| + float64 terms)`` over all weights and biases: at most 1 if
+    every weight is the exact one, rounded once. None where nothing was compared.
     """
 
     where: str
     counterpart: str
     verdict: Verdict
-    reason: str = ""
-    worst: float = 0.0
-    method: str = ""
-    probes: int = 0
-    sizes: tuple[tuple[int, ...], ...] = ()
-    local: float | None = None
+    ratio: float | None
+    impulses: int
+    method: str
+    sizes: tuple[str, ...]
+    sentence: str
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class EndToEnd:
-    """Both whole models on one kind of input, against the original in float64.
+class LocalResult:
+    """A region on real activations at its real size, in float64: the largest error, and its worst ratio to
+    a bound that holds for every input (``u (sum|W| max|x| + |b|)``, so usually far above the error)."""
 
-    Errors are the largest (and the root mean square) over all outputs, divided by the largest output;
-    None where there is no float64 reference, and ``reason`` says why. ``difference`` is that between the
-    two models. ``finite`` says that both have their infinities and NaNs in the same places.
-    """
-
-    inputs: str
-    original: float | None
-    folded: float | None
-    original_rms: float | None
-    folded_rms: float | None
-    difference: float
-    finite: bool
-    same_top: float | None = None
-    reason: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Error of the folded model over that of the original (both at least one rounding)."""
-        if self.original_rms is None or self.folded_rms is None:
-            return None
-        floor = 1e-9
-        return max(self.folded_rms, floor) / max(self.original_rms, floor)
+    where: str
+    verdict: Verdict
+    error: float
+    ratio: float
 
 
 @final
-@dataclass(frozen=True)
-class Certificate:
-    """Are two models the same function? ``verdict`` says it, ``ok`` in one bit; the rest is the evidence.
+@dataclass(frozen=True, slots=True)
+class EndToEndResult:
+    """One output on one set of inputs, both models as they ship, against the original in float64.
 
-    ``structure`` lists what is different about the two graphs where they had to be equal, ``unmatched``
-    the operators without a counterpart. ``digests`` identify the two models.
+    ``ratio`` is the RMS error of the second model by that of the original (or by a few roundings of the
+    output, if the original's own is less). Without a reference, ``max_error`` and ``rms_error`` are
+    the differences between the two models. ``top1`` is the share of rows with the same largest entry, where
+    the output looks like classes.
     """
 
+    inputs: str
+    output: str
     verdict: Verdict
-    ok: bool
-    structure: tuple[str, ...]
-    unmatched: tuple[str, ...]
+    max_error: float
+    rms_error: float
+    original_max_error: float | None
+    original_rms_error: float | None
+    ratio: float
+    finite_alike: bool
+    top1: float | None
+    sentence: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """SHA-256 of a model's parameters and of its structure, in hexadecimal."""
+
+    parameters: str
+    structure: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The evidence that two models are one function. ``verdict`` sums it up; ``ok`` is False when
+    anything is off. ``str`` of it is a table, ``to_json`` is plain data."""
+
+    verdict: Verdict
+    sentence: str
+    structure: tuple[StructureResult, ...]
     regions: tuple[RegionResult, ...]
-    end_to_end: tuple[EndToEnd, ...]
-    matched: int = 0
-    digests: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
+    local: tuple[LocalResult, ...]
+    end_to_end: tuple[EndToEndResult, ...]
+    before: Digests
+    after: Digests
+    seed: int
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = field(default=ASSUMPTIONS)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two models may be taken for the same function."""
+        return self.verdict in (Verdict.PROVED, Verdict.MEASURED)
 
     def to_json(self) -> dict[str, Any]:
-        """The certificate as plain data."""
-        return {"schema": SCHEMA, "assumptions": list(ASSUMPTIONS), **_plain(asdict(self))}
+        """The certificate as plain data. Numbers that JSON does not have are strings."""
+        return {"schema": SCHEMA, "ok": self.ok, **_plain(asdict(self))}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
-        """The certificate of :meth:`to_json`. Raises ValueError if ``data`` is not one."""
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"this is not a certificate of the schema {SCHEMA}")
+    def from_json(cls, data: Mapping[str, Any] | str) -> Certificate:
+        """The certificate that :meth:`to_json` wrote. Raises ValueError for anything else."""
+        found: Any = json.loads(data) if isinstance(data, str) else data
+        if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
+            raise ValueError(f"not a certificate of the schema {SCHEMA}")
         try:
-            return cls(
-                verdict=Verdict(data["verdict"]),
-                ok=bool(data["ok"]),
-                structure=tuple(data["structure"]),
-                unmatched=tuple(data["unmatched"]),
+            certificate = cls(
+                verdict=Verdict(found["verdict"]),
+                sentence=found["sentence"],
+                structure=tuple(StructureResult(**_numbers(entry)) for entry in found["structure"]),
                 regions=tuple(
-                    RegionResult(
-                        **{
-                            **region,
-                            "verdict": Verdict(region["verdict"]),
-                            "sizes": tuple(tuple(size) for size in region["sizes"]),
-                        }
-                    )
-                    for region in data["regions"]
+                    RegionResult(**{**_numbers(entry), "sizes": tuple(entry["sizes"])})
+                    for entry in found["regions"]
                 ),
-                end_to_end=tuple(EndToEnd(**entry) for entry in data["end_to_end"]),
-                matched=int(data["matched"]),
-                digests=dict(data["digests"]),
-                versions=dict(data["versions"]),
-                seed=int(data["seed"]),
+                local=tuple(LocalResult(**_numbers(entry)) for entry in found["local"]),
+                end_to_end=tuple(EndToEndResult(**_numbers(entry)) for entry in found["end_to_end"]),
+                before=Digests(**found["before"]),
+                after=Digests(**found["after"]),
+                seed=found["seed"],
+                versions=dict(found["versions"]),
+                notes=tuple(found["notes"]),
+                assumptions=tuple(found["assumptions"]),
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this certificate is damaged: {error}") from error
-
-    @property
-    def worst(self) -> float:
-        """The largest deviation of any weight, as a share of one rounding."""
-        return max((region.worst for region in self.regions), default=0.0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a whole certificate: {error}") from error
+        if found.get("ok") != certificate.ok:
+            raise ValueError("the certificate contradicts itself")
+        return certificate
 
     def __str__(self) -> str:
-        lines = [self.sentence]
-        lines += [f"  different: {line}" for line in self.structure]
-        lines += [f"  no counterpart: {line}" for line in self.unmatched]
-        if self.regions:
-            lines.append(f"  {'tensor':<36} {'verdict':<9} {'deviation':>10}  evidence")
-        for region in self.regions:
-            evidence = region.reason or f"{region.probes:,} {region.method}"
-            lines.append(f"  {region.where:<36} {region.verdict.value:<9} {region.worst:>10.3f}  {evidence}")
-        if self.end_to_end:
-            lines.append(f"  {'inputs':<18} {'error before':>13} {'error after':>13} {'difference':>11}")
-        for entry in self.end_to_end:
-            before = "-" if entry.original is None else f"{entry.original:.2e}"
-            after = "-" if entry.folded is None else f"{entry.folded:.2e}"
-            note = "" if entry.finite else "  not finite in the same places"
-            note += f"  {entry.reason}" if entry.reason else ""
-            lines.append(f"  {entry.inputs:<18} {before:>13} {after:>13} {entry.difference:>11.2e}{note}")
-        return "\n".join(lines)
-
-    @property
-    def sentence(self) -> str:
-        """The verdict in one sentence."""
-        regions = len(self.regions)
-        match self.verdict:
-            case Verdict.PROVED:
-                return (
-                    f"PROVED: the same function. {self.matched} operators are identical, and {regions} linear "
-                    f"regions equal the original's with every weight rounded once "
-                    f"(largest deviation {self.worst:.3f} of that)."
-                )
-            case Verdict.MEASURED if self.ok:
-                return "MEASURED: the same to rounding on all inputs tried; not every part could be proved."
-            case Verdict.REFUTED:
-                wrong = [region.where for region in self.regions if region.verdict is Verdict.REFUTED]
-                at = f", first at {wrong[0]}" if wrong else ""
-                return f"REFUTED: not the same function{at}."
-            case _:
-                return "NOT SHOWN: the models differ by more than rounding, or nothing could be compared."
+        return "\n".join(_lines(self))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
+_NOT_IN_JSON = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+_FLOATS = ("ratio", "error", "max_error", "rms_error", "original_max_error", "original_rms_error", "top1")
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return str(data)
+    return data
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        key: _NOT_IN_JSON.get(value, value) if key in _FLOATS and isinstance(value, str) else value
+        for key, value in entry.items()
+    }
+    return {**found, "verdict": Verdict(entry["verdict"])}
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+_MOST_ROWS = 40
+
+
+def _lines(certificate: Certificate) -> Iterable[str]:
+    yield f"{certificate.verdict.upper()}: {certificate.sentence}"
+    for result in certificate.structure:
+        yield f"  structure  {result.verdict:<9} {_shown(result.where)}: {_shown(result.sentence)}"
+    if certificate.regions:
+        yield ""
+        rows = [
+            (r.where, r.counterpart, r.verdict, _number(r.ratio), f"{r.impulses:,}", r.method)
+            for r in _worst_first(certificate.regions)
+        ]
+        head = ("region", "counterpart", "verdict", "worst/allowed", "impulses", "method")
+        yield from _table(head, rows)
+        for region in certificate.regions:
+            if region.verdict is not Verdict.PROVED:
+                yield f"  {region.verdict} at {_shown(region.where)}: {_shown(region.sentence)}"
+    if certificate.local:
+        worst_local = max(certificate.local, key=lambda r: r.ratio if r.ratio == r.ratio else float("inf"))
+        yield ""
+        yield (
+            f"  on real activations: {len(certificate.local)} regions, largest error/bound "
+            f"{_number(worst_local.ratio)} at {_shown(worst_local.where)}"
+        )
+    if certificate.end_to_end:
+        yield ""
+        ends = [
+            (
+                r.inputs,
+                r.output,
+                r.verdict,
+                _number(r.max_error),
+                _number(r.original_max_error),
+                _number(r.ratio),
+                "yes" if r.finite_alike else "NO",
+                "" if r.top1 is None else f"{r.top1:.1%}",
+            )
+            for r in certificate.end_to_end
+        ]
+        titles = ("inputs", "output", "verdict", "max error", "original's", "rms ratio", "finite alike", "top-1")
+        yield from _table(titles, ends)
+        for end in certificate.end_to_end:
+            if end.sentence:
+                yield f"  {end.inputs}, {_shown(end.output)}: {_shown(end.sentence)}"
+    yield ""
+    yield from (f"  note: {_shown(note)}" for note in certificate.notes)
+    for name, digests in (("before", certificate.before), ("after", certificate.after)):
+        yield f"  {name + ':':<7} parameters {digests.parameters[:16]}, structure {digests.structure[:16]}"
+    versions = ", ".join(f"{name} {version}" for name, version in certificate.versions.items())
+    yield f"  seed {certificate.seed}; {versions}"
+    yield from (f"  assumed: {line}" for line in certificate.assumptions)
+
+
+def _worst_first(regions: Sequence[RegionResult]) -> Sequence[RegionResult]:
+    if len(regions) <= _MOST_ROWS:
+        return regions
+    return sorted(regions, key=lambda r: (-_ORDER.index(r.verdict), -(r.ratio or 0.0)))[:_MOST_ROWS]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+    cells = [head, *(tuple(_shown(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _shown(text: str) -> str:
+    """Names come from model files: nothing in them may steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

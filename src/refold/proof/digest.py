@@ -1,0 +1,86 @@
+"""Digests of a model: what it stores, and how it is wired."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+
+from refold.frontend import AnyArray, Frontend, Lifted
+from refold.graph.graph import Affine, Opaque
+from refold.proof.certificate import Digests
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What an operator is: its kind with all settings, and for each parameter its type, shape and
+    digest."""
+
+    kind: str
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+
+    def is_edit_of(self, other: Key) -> bool:
+        """The same operator with parameters of the same shapes, but other numbers in them."""
+        shapes, others = ([p[1] for p in key.parameters] for key in (self, other))
+        return self != other and self.kind == other.kind and shapes == others
+
+
+@final
+@dataclass(eq=False)
+class Keys:
+    """The keys of the nodes of one model, computed once."""
+
+    frontend: Frontend
+    lifted: Lifted
+    known: dict[str, Key] = field(default_factory=dict)
+
+    def of(self, node: str) -> Key:
+        """The key of a node."""
+        if node not in self.known:
+            found = self.frontend.identity(self.lifted, node)
+            self.known[node] = Key(found.kind, tuple(_parameter(array) for array in found.parameters))
+        return self.known[node]
+
+
+def _parameter(array: AnyArray) -> tuple[str, tuple[int, ...], str]:
+    data = np.ascontiguousarray(array)
+    return str(data.dtype), tuple(np.shape(array)), hashlib.sha256(data.tobytes()).hexdigest()
+
+
+def digests(lifted: Lifted, keys: Keys) -> Digests:
+    """The digests of a model. Names do not count, wiring does."""
+    graph = lifted.graph
+    number = {name: place for place, name in enumerate(graph.inputs)}
+    for node in graph.nodes:
+        for name in node.outputs:
+            number[name] = len(number)
+    parameters, structure = hashlib.sha256(), hashlib.sha256()
+    for name in graph.inputs:
+        _tell(structure, "input", graph.values[name].shape, graph.values[name].dtype)
+    for node in graph.nodes:
+        wiring = [number[name] for name in node.inputs], [number[name] for name in node.outputs]
+        match node.op:
+            case Opaque():
+                key = keys.of(node.name)
+                _tell(structure, "opaque", key.kind, [p[:2] for p in key.parameters], *wiring)
+                _tell(parameters, key.parameters)
+            case Affine(conv, axis):
+                _tell(structure, "affine", conv.weights.shape, conv.windows, conv.groups, axis, *wiring)
+                _tell(parameters, _parameter(conv.kernel), _parameter(conv.bias))
+            case op:
+                _tell(structure, repr(op), *wiring)
+    _tell(structure, [number[name] for name in graph.outputs])
+    return Digests(parameters.hexdigest(), structure.hexdigest())
+
+
+def _tell(digest: Any, *facts: Any) -> None:
+    digest.update(repr(facts).encode())
+
+
+def same_parameters(first: Sequence[AnyArray], second: Sequence[AnyArray]) -> bool:
+    """Whether all arrays are byte for byte the same."""
+    return [_parameter(array) for array in first] == [_parameter(array) for array in second]

@@ -1,0 +1,309 @@
+"""The smallest tensors that show everything that a region does.
+
+Along an axis that is never mixed as a whole (a spatial axis), an output is *clean at the start* if
+neither it nor anything between it and the leaves looks before a first position, and clean at the end
+likewise. With at least one output that is both, no output is neither; then what the region does to the
+``a`` first outputs, to the last ones and to those between is the same at every larger size with the same
+remainder by the total stride, because every operator does the same at every position that its
+window reaches in full. So equality on one such size is equality on all larger ones. Sizes that do not
+have it are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import final
+
+from refold.algebra.geometry import Window, same
+from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, Relayout, Select, Slice, Sum
+from refold.proof.cone import Cone
+
+Sizes = tuple[int, ...]
+
+# As many combinations of remainders are tried where the size is not known; more than that, and the axes
+# are varied together.
+_MOST_VARIANTS = 9
+_GROWTH = 256
+
+
+class GridError(Exception):
+    """The declared geometry does not hold together at some sizes."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of one value. ``clean`` is the range of outputs that see no border; an output ``i``
+    reads the leaves' positions ``stride*i + low .. stride*i + high``. ``of`` are the leaf axes that it
+    comes from, none if it was mixed as a whole."""
+
+    size: int
+    first: int
+    last: int
+    stride: int = 1
+    low: int = 0
+    high: int = 0
+    of: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def is_representative(self) -> bool:
+        """Whether some output sees no border."""
+        return self.first <= self.last
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One model's way from the leaves to the value; leaves are numbered alike in both models."""
+
+    graph: Graph
+    cone: Cone
+    number: Mapping[str, int]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Grids:
+    """``sizes`` of the leaves (batch axis left out), one entry per grid; ``free`` are the leaf axes, as
+    (leaf, axis), that may be smaller or larger than they are. ``for_every_size`` says that all sizes that
+    are not known are among these."""
+
+    sizes: tuple[tuple[Sizes, ...], ...]
+    free: frozenset[tuple[int, int]]
+    for_every_size: bool
+
+
+def through(side: Side, sizes: Sequence[Sizes]) -> tuple[dict[str, tuple[Axis, ...]], set[tuple[int, int]]]:
+    """Every value of a region, axis by axis (batch left out), and the leaf axes that are mixed as a whole.
+
+    Raises GridError where the sizes do not fit.
+    """
+    axes: dict[str, tuple[Axis, ...]] = {}
+    whole: set[tuple[int, int]] = set()
+    for leaf in side.cone.leaves:
+        number = side.number[leaf]
+        axes[leaf] = tuple(
+            Axis(size, 0, size - 1, of=frozenset({(number, place)})) for place, size in enumerate(sizes[number])
+        )
+    for node in side.cone.nodes:
+        axes[node.output] = _through(node, [axes[name] for name in node.inputs], whole)
+    return axes, whole
+
+
+def _through(node: Node, inputs: list[tuple[Axis, ...]], whole: set[tuple[int, int]]) -> tuple[Axis, ...]:
+    first = inputs[0]
+    match node.op:
+        case Affine(conv, axis):
+            windows = iter(conv.windows)
+            whole |= first[axis - 1].of
+            if first[axis - 1].size != conv.channels_in:
+                raise GridError("the number of channels does not fit")
+            return tuple(
+                _mixed(conv.channels_out) if place == axis - 1 else _window(entry, next(windows))
+                for place, entry in enumerate(first)
+            )
+        case Gain():
+            return first
+        case Sum():
+            return tuple(_met(entries, whole) for entries in _aligned(inputs))
+        case Concat(axis):
+            for entry in inputs:
+                whole |= entry[axis - 1].of
+            return tuple(
+                _mixed(sum(e.size for e in entries)) if place == axis - 1 else _met(entries, whole)
+                for place, entries in enumerate(_aligned(inputs))
+            )
+        case Select(channels, axis):
+            whole |= first[axis - 1].of
+            return tuple(_mixed(len(channels)) if p == axis - 1 else entry for p, entry in enumerate(first))
+        case Slice(cuts):
+            return tuple(
+                entry if cut == (0, 0, 1) else _window(entry, Window(1, cut[2], 1, -cut[0], -cut[1]))
+                for entry, cut in zip(first, cuts[1:], strict=True)
+            )
+        case Pad(widths):
+            return tuple(
+                _window(entry, Window(1, 1, 1, *pair)) for entry, pair in zip(first, widths[1:], strict=True)
+            )
+        case Relayout(axis_in, axis_out):
+            entries = list(first)
+            entries.insert(axis_out - 1, entries.pop(axis_in - 1))
+            return tuple(entries)
+        case Opaque():
+            raise GridError("not linear")
+
+
+def _mixed(size: int) -> Axis:
+    return Axis(size, 0, size - 1)
+
+
+def _aligned(inputs: list[tuple[Axis, ...]]) -> list[tuple[Axis, ...]]:
+    if len({len(entry) for entry in inputs}) > 1:
+        raise GridError("the numbers of axes differ")
+    return list(zip(*inputs, strict=True))
+
+
+def _met(entries: tuple[Axis, ...], whole: set[tuple[int, int]]) -> Axis:
+    """The axis where several tensors meet."""
+    if len({entry.size for entry in entries}) > 1:
+        raise GridError("the sizes differ")
+    of = frozenset().union(*(entry.of for entry in entries))
+    strides = {entry.stride for entry in entries if entry.of}
+    if any(not entry.of for entry in entries) and of:
+        whole |= of
+    return Axis(
+        entries[0].size,
+        max(entry.first for entry in entries),
+        min(entry.last for entry in entries),
+        max(strides, default=1),
+        min(entry.low for entry in entries),
+        max(entry.high for entry in entries),
+        of,
+    )
+
+
+def _window(axis: Axis, window: Window) -> Axis:
+    if window.floating:
+        window = same(window.taps, window.stride, window.dilation, axis.size)
+    size = window.output_size(axis.size)
+    if size < 1 or axis.size + window.before + window.after <= window.reach:
+        raise GridError("the tensor is too small")
+    stride, reach = window.stride, window.reach
+    return Axis(
+        size,
+        max(0, -(-(axis.first + window.before) // stride)),
+        min(size - 1, (axis.last - (reach - window.before)) // stride),
+        axis.stride * stride,
+        axis.stride * -window.before + axis.low,
+        axis.stride * (reach - window.before) + axis.high,
+        axis.of,
+    )
+
+
+# ---- choosing sizes ------------------------------------------------------------------------------
+
+
+def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequence[bool]], room: int = 0) -> Grids:
+    """The smallest sizes of the leaves that show everything that the region does, in both models.
+
+    ``real`` are their real sizes, or nominal ones where ``known`` says that they are not known. ``room``
+    asks for so many clean outputs more. Raises GridError where the geometry does not hold together.
+    """
+    strides: dict[tuple[int, int], set[int]] = {}
+    whole: set[tuple[int, int]] = set()
+    groups: list[set[tuple[int, int]]] = []
+    for side in sides:
+        axes, mixed = through(side, real)
+        whole |= mixed
+        groups += [set(axis.of) for value in axes.values() for axis in value if axis.of]
+        for member, steps in _strides(side).items():
+            strides.setdefault(member, set()).update(steps)
+    values = [through(side, real)[0][side.cone.value] for side in sides]
+    for entries in zip(*values, strict=False):
+        groups.append(set().union(*(entry.of for entry in entries)))
+        if any(not entry.of for entry in entries):
+            whole |= set().union(*(entry.of for entry in entries))
+    free: set[tuple[int, int]] = set()
+    options: list[list[dict[tuple[int, int], int]]] = []
+    for group in _connected(groups):
+        if group & whole or any(len(strides.get(member, ())) != 1 for member in group):
+            continue
+        step = {member: next(iter(strides[member])) for member in group}
+        sure = all(known[number][place] for number, place in group)
+        found = _smaller(sides, real, step, sure, room)
+        if found:
+            free |= group
+            options.append(found)
+    combinations = list(product(*options))
+    if len(combinations) > _MOST_VARIANTS:
+        most = max(len(option) for option in options)
+        combinations = [tuple(option[i % len(option)] for option in options) for i in range(most)]
+    chosen = []
+    for combination in combinations:
+        sizes = [list(leaf) for leaf in real]
+        for part in combination:
+            for (number, place), size in part.items():
+                sizes[number][place] = size
+        chosen.append(tuple(tuple(entry) for entry in sizes))
+    unknown = {(i, j) for i, leaf in enumerate(known) for j, sure in enumerate(leaf) if not sure}
+    return Grids(tuple(dict.fromkeys(chosen)), frozenset(free), bool(unknown) and unknown <= free)
+
+
+def _strides(side: Side) -> dict[tuple[int, int], set[int]]:
+    """The total strides with which the value reads each leaf axis, over all ways."""
+    ways: dict[str, tuple[dict[tuple[int, int], set[int]], ...]] = {}
+    ranks = {leaf: len(side.graph.values[leaf].shape) - 1 for leaf in side.cone.leaves}
+    for leaf, rank in ranks.items():
+        ways[leaf] = tuple({(side.number[leaf], place): {1}} for place in range(rank))
+    for node in side.cone.nodes:
+        read = [ways[name] for name in node.inputs]
+        steps = [1] * len(read[0])
+        match node.op:
+            case Affine(conv, axis):
+                windows = iter(conv.windows)
+                steps = [1 if place == axis - 1 else next(windows).stride for place in range(len(steps))]
+            case Slice(cuts):
+                steps = [step for _, _, step in cuts[1:]]
+            case Relayout(axis_in, axis_out):
+                moved = list(read[0])
+                moved.insert(axis_out - 1, moved.pop(axis_in - 1))
+                read = [tuple(moved)]
+            case _:
+                pass
+        merged: list[dict[tuple[int, int], set[int]]] = [{} for _ in steps]
+        for way in read:
+            for place, (step, entry) in enumerate(zip(steps, way, strict=True)):
+                for leaf_axis, found in entry.items():
+                    merged[place].setdefault(leaf_axis, set()).update(step * stride for stride in found)
+        ways[node.output] = tuple(merged)
+    total: dict[tuple[int, int], set[int]] = {}
+    for entry in ways[side.cone.value]:
+        for leaf_axis, found in entry.items():
+            total.setdefault(leaf_axis, set()).update(found)
+    return total
+
+
+def _connected(groups: list[set[tuple[int, int]]]) -> list[set[tuple[int, int]]]:
+    merged: list[set[tuple[int, int]]] = []
+    for group in groups:
+        touching = [other for other in merged if other & group]
+        merged = [other for other in merged if not other & group]
+        merged.append(set(group).union(*touching))
+    return [group for group in merged if group]
+
+
+def _smaller(
+    sides: Sequence[Side], real: Sequence[Sizes], steps: Mapping[tuple[int, int], int], sure: bool, room: int
+) -> list[dict[tuple[int, int], int]]:
+    """The smallest representative sizes of some leaf axes that belong together; if the sizes are not
+    known, for every remainder by the stride. Empty if there are none."""
+    members = sorted(steps)
+    remainders = [range(1 if sure else steps[member]) for member in members]
+    found = []
+    for shifts in list(product(*remainders))[: 4 * _MOST_VARIANTS]:
+        base = {member: real[member[0]][member[1]] - shift for member, shift in zip(members, shifts, strict=True)}
+        shrink = min((size - 1) // steps[member] for member, size in base.items())
+        # Known sizes may grow for the sake of more room only, not to become representative at all.
+        least = 0 if sure and not room else -_GROWTH - room
+        for count in range(shrink, least - 1, -1):
+            sizes = {member: size - count * steps[member] for member, size in base.items()}
+            if all(_is_representative(side, real, sizes, room) for side in sides):
+                found.append(sizes)
+                break
+    return found
+
+
+def _is_representative(side: Side, real: Sequence[Sizes], sizes: Mapping[tuple[int, int], int], room: int) -> bool:
+    trial = [
+        tuple(sizes.get((leaf, place), size) for place, size in enumerate(entry)) for leaf, entry in enumerate(real)
+    ]
+    try:
+        axes, _ = through(side, trial)
+    except GridError:
+        return False
+    members = set(sizes)
+    touched = [axis for value in axes.values() for axis in value if axis.of & members]
+    last = [axis for axis in axes[side.cone.value] if axis.of & members]
+    return all(axis.is_representative for axis in touched) and all(a.last - a.first >= room for a in last)

@@ -1,0 +1,246 @@
+"""Which value of one model stands for which value of the other.
+
+Only guesses are made here. Both models run once in float64 on the same random input; values that
+agree are taken for counterparts. Every guess that is used must then be proved, so a wrong one can cost
+a proof but never give a false one. Where the models part, the operators are paired by what they are and
+in which order they come, and everything behind goes on from the original's values, so that a fault
+stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from refold.errors import InputError
+from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
+from refold.graph.graph import Affine, Graph, Node, Opaque
+from refold.proof.cone import ranks
+from refold.proof.digest import Keys
+
+# Values agree loosely up to this part of their largest entry: rounded weights of many layers may lie
+# between. What agrees best is taken, and all that agree about as well.
+_LOOSE = 1e-2
+_TIGHT = 1e-6
+_SAMPLE = 512
+_MOST_BYTES = 2**31
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """``counterparts`` lists, for values of the second model, values of the original that seem equal,
+    the likeliest first; ``reads`` are the pairs of values that paired operators read at the same place.
+    ``values`` are the original's in float64 on the random input; empty, with ``why_no_values``, where
+    they could not be computed."""
+
+    counterparts: Mapping[str, tuple[str, ...]]
+    reads: frozenset[tuple[str, str]]
+    values: Mapping[str, AnyArray]
+    why_no_values: str = ""
+
+
+def pair(
+    frontend: Frontend, before: Lifted, after: Lifted, inputs: Sequence[AnyArray], keys: tuple[Keys, Keys]
+) -> Pairing:
+    """Pair the values of two models of the same interface."""
+    search = _Search(frontend, before, after, inputs, keys)
+    search.run()
+    return search.result()
+
+
+@final
+@dataclass(eq=False)
+class _Search:
+    frontend: Frontend
+    before: Lifted
+    after: Lifted
+    inputs: Sequence[AnyArray]
+    keys: tuple[Keys, Keys]
+    why: str = ""
+    values: Mapping[str, AnyArray] = field(default_factory=dict)
+    samples: dict[tuple[int, ...], tuple[list[str], AnyArray]] = field(default_factory=dict)
+    partner: dict[str, Node] = field(default_factory=dict)  # by the name of a node of the second model
+    used: set[str] = field(default_factory=set)
+    pins: dict[str, str] = field(default_factory=dict)
+    hopeless: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        graph = self.before.graph
+        self.rank = ranks(graph)
+        self.opaque = [node for node in graph.nodes if isinstance(node.op, Opaque)]
+        self.by_name = {node.name: node for node in self.opaque}
+        u = max(
+            (
+                unit_roundoff(self.frontend.storage(self.after, node.name))
+                for node in self.after.graph.nodes
+                if isinstance(node.op, Affine)
+            ),
+            default=0.0,
+        )
+        self.loose, self.tight = max(_LOOSE, 64 * u), max(_TIGHT, 16 * u)
+        self.values = self._evaluate(self.before, dict(zip(graph.inputs, self.inputs, strict=True)))
+        self._sample()
+        others = [node for node in self.after.graph.nodes if isinstance(node.op, Opaque)]
+        self.pins = dict(zip(self.after.graph.inputs, graph.inputs, strict=True))
+        while True:
+            self.seen = self._evaluate_after()
+            for node in others:
+                if node.name not in self.partner:
+                    self._match_by_value(node)
+            missing = [n for n in others if n.name not in self.partner and n.name not in self.hopeless]
+            if not missing:
+                break
+            # Without values the order of the operators is all there is.
+            for node in missing if not self.seen else missing[:1]:
+                self._match_by_place(node)
+        self.seen = self._evaluate_after()
+
+    def result(self) -> Pairing:
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.after.graph.values:
+            fixed = [self.pins[name]] if name in self.pins else []
+            agreeing = self._agreeing(name) if name in self.seen else []
+            if fixed or agreeing:
+                found[name] = tuple(dict.fromkeys([*fixed, *agreeing]))
+        # What paired operators read, argument by argument, are counterparts whether they agree or not.
+        reads = [
+            pair
+            for node in self.after.graph.nodes
+            if node.name in self.partner
+            for pair in zip(node.inputs, self.partner[node.name].inputs, strict=True)
+        ]
+        ends = zip(self.after.graph.outputs, self.before.graph.outputs, strict=True)
+        for mine, theirs in (*reads, *ends):
+            if theirs not in found.get(mine, ()):
+                found[mine] = (*found.get(mine, ()), theirs)
+        return Pairing(found, frozenset(reads), self.values, self.why)
+
+    # ---- values ----------------------------------------------------------------------------------
+
+    def _evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
+        if self.why:
+            return {}
+        wanted = _worth_seeing(lifted.graph)
+        try:
+            found = self.frontend.evaluate(lifted, feeds, [name for name in wanted if name not in feeds])
+        except InputError as error:
+            self.why = str(error)
+            return {}
+        return {**found, **feeds}
+
+    def _evaluate_after(self) -> Mapping[str, AnyArray]:
+        if not self.values:
+            return {}
+        return self._evaluate(self.after, {mine: self.values[theirs] for mine, theirs in self.pins.items()})
+
+    def _sample(self) -> None:
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, value in self.values.items():
+            groups.setdefault(value.shape, []).append(name)
+        for shape, names in groups.items():
+            self.samples[shape] = (names, np.stack([_some(self.values[name]) for name in names]))
+
+    def _errors(self, name: str) -> dict[str, float]:
+        """The values of the original near one of the second model, with the distance by the size."""
+        value = self.seen[name]
+        names, samples = self.samples.get(value.shape, ([], np.empty((0, 0))))
+        if not names:
+            return {}
+        size = _distance(value, np.zeros(())) + np.finfo(np.float64).tiny
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = np.max(np.abs(samples - _some(value)), axis=1, initial=0.0) <= self.loose * size
+            candidates = [names[place] for place in np.flatnonzero(near)]
+            errors = {c: _distance(self.values[c], value) / size for c in candidates}
+        return {c: error for c, error in errors.items() if error <= self.loose}
+
+    def _agreeing(self, name: str) -> list[str]:
+        errors = self._errors(name)
+        if not errors:
+            return []
+        # A tensor of one number only is like too many others to tell anything.
+        value = self.seen[name]
+        if value.size > 1 and np.all(value == value.flat[0]):
+            errors = {c: e for c, e in errors.items() if c == name}
+        limit = max(4 * min(errors.values(), default=0.0), self.tight)
+        close = [c for c, error in errors.items() if error <= limit]
+        return sorted(close, key=lambda c: (c != name, errors[c] > self.tight, self.rank[c]))
+
+    # ---- operators -------------------------------------------------------------------------------
+
+    def _match_by_value(self, node: Node) -> None:
+        if not all(name in self.seen for name in node.outputs) or not node.outputs:
+            return
+        near = [self._errors(name) for name in node.outputs]
+        errors: dict[str, float] = {}
+        for candidate in self._alike(node):
+            if all(theirs in e for theirs, e in zip(candidate.outputs, near, strict=True)):
+                errors[candidate.name] = max(e[theirs] for theirs, e in zip(candidate.outputs, near, strict=True))
+        if not errors:
+            return
+        limit = max(4 * min(errors.values()), 1e-9)
+        close = [self.by_name[name] for name, error in errors.items() if error <= limit]
+        self._join(node, min(close, key=lambda other: self._preference(node, other)))
+
+    def _match_by_place(self, node: Node) -> None:
+        mine, theirs = self.keys[1].of(node.name), self.keys[0]
+        if any(self._errors(name) for name in node.outputs if name in self.seen):
+            self.hopeless.add(node.name)  # another operator gives the same values: that is for measuring
+            return
+        free = [other for other in self._alike(node) if other.name not in self.used]
+        free = free or [
+            other
+            for other in self.opaque
+            if other.name not in self.used
+            and self._same_outputs(node, other)
+            and mine.is_edit_of(theirs.of(other.name))
+        ]
+        if free:
+            self._join(node, min(free, key=lambda other: self._preference(node, other)))
+        else:
+            self.hopeless.add(node.name)
+
+    def _alike(self, node: Node) -> Iterable[Node]:
+        mine, theirs = self.keys[1].of(node.name), self.keys[0]
+        return [o for o in self.opaque if self._same_outputs(node, o) and theirs.of(o.name) == mine]
+
+    def _same_outputs(self, node: Node, other: Node) -> bool:
+        mine, theirs = self.after.graph.values, self.before.graph.values
+        shapes = [mine[name].shape for name in node.outputs]
+        return shapes == [theirs[name].shape for name in other.outputs] and len(node.inputs) == len(other.inputs)
+
+    def _preference(self, node: Node, other: Node) -> tuple[bool, int, bool, int]:
+        known = [
+            mine in self.pins and self.pins[mine] != theirs
+            for mine, theirs in zip(node.inputs, other.inputs, strict=True)
+        ]
+        return other.name in self.used, sum(known), other.name != node.name, self.rank[other.outputs[0]]
+
+    def _join(self, node: Node, other: Node) -> None:
+        self.partner[node.name] = other
+        self.used.add(other.name)
+        self.pins.update(zip(node.outputs, other.outputs, strict=True))
+
+
+def _worth_seeing(graph: Graph) -> list[str]:
+    """All values; of a model whose values do not fit into memory, those that must be there anyway."""
+    names = list(dict.fromkeys([*graph.inputs, *(name for node in graph.nodes for name in node.outputs)]))
+    if sum(8 * int(np.prod(graph.values[name].nominal)) for name in names) <= _MOST_BYTES:
+        return names
+    opaque = [name for node in graph.nodes if isinstance(node.op, Opaque) for name in node.outputs]
+    return list(dict.fromkeys([*graph.inputs, *opaque, *graph.required]))
+
+
+def _distance(one: AnyArray, two: AnyArray) -> float:
+    return float(np.max(np.abs(one.astype(np.float64, copy=False) - two), initial=0.0))
+
+
+def _some(value: AnyArray) -> AnyArray:
+    """A few entries of an array, always the same ones for the same shape."""
+    flat = value.reshape(-1).astype(np.float64, copy=False)
+    if flat.size <= _SAMPLE:
+        return flat
+    return np.asarray(flat[np.random.default_rng(flat.size).integers(0, flat.size, _SAMPLE)])
