@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from refold.bench import Timing, summarize, time_pairs
 from refold.errors import InputError
-from refold.frontend import Frontend, Lifted, frontend_of
-from refold.graph import Plan, make_plan
 from refold.evidence.certificate import Certificate
 from refold.evidence.prove import prove as prove_lifted
+from refold.frontend import Frontend, Lifted, frontend_of
+from refold.graph import Plan, make_plan
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:
@@ -51,3 +55,38 @@ def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Cert
     before, after = frontend.lift(model, example), frontend.lift(plain, example)
     given = frontend.arrays(example)
     return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions())
+
+
+def bench(
+    model: Any,
+    plain: Any,
+    example: Any = None,
+    *,
+    repeats: int = 30,
+    progress: Callable[[int], Any] | None = None,
+) -> Timing:
+    """How much faster ``plain`` is than ``model``: latency in turn on one input, and costs.
+
+    ``example`` is as for :func:`inspect`; arrays are used as they are, else one random example is made.
+    ``progress`` is called with the number of rounds done.
+    """
+    frontend = frontend_of(model)
+    before, after = frontend.lift(model, example), frontend.lift(plain, example)
+    inputs = frontend.arrays(example) or [
+        np.random.default_rng(0).normal(size=before.graph.values[name].nominal).astype("float32")
+        for name in before.graph.inputs
+    ]
+    first, second = time_pairs(
+        lambda: frontend.run(before, inputs),
+        lambda: frontend.run(after, inputs),
+        repeats=repeats,
+        progress=progress,
+    )
+    plans = [plan_of(frontend, lifted) for lifted in (before, after)]
+    return summarize(
+        first,
+        second,
+        batch=len(inputs[0]),
+        costs=(plans[0].before, plans[1].before),
+        parameters=(before.graph.parameters, after.graph.parameters),
+    )

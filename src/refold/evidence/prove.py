@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from refold.errors import InputError
-from refold.frontend import AnyArray, Frontend, Lifted
-from refold.graph.graph import Graph
 from refold.evidence.certificate import Certificate, EndToEnd, RegionResult, Verdict
 from refold.evidence.matching import Pairing, digest, pair_up
 from refold.evidence.regions import Side, prove_region, side_of
+from refold.frontend import AnyArray, Frontend, Lifted
+from refold.graph.graph import Graph
 
 # Without a proof of every part, the folded model's error may be this many times the original's own.
 MOST_ERROR_RATIO = 4.0

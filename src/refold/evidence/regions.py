@@ -16,10 +16,10 @@ from typing import final
 import numpy as np
 
 from refold.errors import InputError
+from refold.evidence.certificate import RegionResult, Verdict
 from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
 from refold.graph.graph import Affine, Graph, Node, Opaque
 from refold.graph.layout import channel_axes
-from refold.evidence.certificate import RegionResult, Verdict
 
 EPS64 = float(np.finfo(np.float64).eps)
 

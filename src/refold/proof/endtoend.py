@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,14 +38,14 @@ def _numpy_type(dtype: str) -> str:
 
 def input_sets(
     graph: Graph, given: Sequence[AnyArray] | None, rng: np.random.Generator
-) -> Iterator[tuple[str, list[AnyArray]]]:
-    """The inputs that the models are measured on, each with a name."""
-    if given is not None:
-        yield "given", list(given)
+) -> dict[str, list[AnyArray]]:
+    """The inputs that the models are measured on, by name."""
     normal = [random_input(graph.values[name], rng, 2) for name in graph.inputs]
-    yield "normal", normal
+    sets = {} if given is None else {"given": list(given)}
+    sets["normal"] = normal
     for name, factor in (("zeros", 0), ("large", 1000)):
-        yield name, [x if x.dtype.kind not in "f" else (x * factor).astype(x.dtype) for x in normal]
+        sets[name] = [x if x.dtype.kind != "f" else (x * factor).astype(x.dtype) for x in normal]
+    return sets
 
 
 def measure(

@@ -231,6 +231,46 @@ def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequenc
     return Grids(tuple(dict.fromkeys(chosen)), frozenset(free), bool(unknown) and unknown <= free)
 
 
+def spacing(sides: Sequence[Side], sizes: Sequence[Sizes]) -> int | None:
+    """How many outputs next to each other an impulse can touch, at most; None where leaves are read with
+    different strides."""
+    if any(len(found) != 1 for side in sides for found in _strides(side).values()):
+        return None
+    widest = 1
+    for side in sides:
+        axes, _ = through(side, sizes)
+        for axis in axes[side.cone.value]:
+            strides = {next(iter(_strides(side)[member])) for member in axis.of if member in _strides(side)}
+            if len(strides) > 1:
+                return None
+            if axis.of:
+                widest = max(widest, (axis.high - axis.low) // axis.stride + 1)
+    return widest
+
+
+def places(
+    sides: Sequence[Side], sizes: Sequence[Sizes], free: frozenset[tuple[int, int]]
+) -> dict[tuple[int, int], tuple[tuple[int, ...], ...]]:
+    """Positions along the free leaf axes, by their remainder by the stride, so far apart that no output
+    reads two of them, and read only by outputs that see no border. Raises GridError if there are none."""
+    found: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = {}
+    ends = [through(side, sizes)[0][side.cone.value] for side in sides]
+    for member in sorted(free):
+        seen = [axis for end in ends for axis in end if member in axis.of]
+        if not seen:
+            raise GridError("a leaf is not read")
+        stride = seen[0].stride
+        low = max(axis.stride * axis.first + axis.high for axis in seen)
+        high = min(axis.stride * axis.last + axis.low for axis in seen)
+        step = max(axis.high - axis.low for axis in seen) + 1
+        step = -(-step // stride) * stride
+        rows = tuple(tuple(range(low + shift, high + 1, step)) for shift in range(stride))
+        if not all(rows):
+            raise GridError("there is no room inside")
+        found[member] = rows
+    return found
+
+
 def _strides(side: Side) -> dict[tuple[int, int], set[int]]:
     """The total strides with which the value reads each leaf axis, over all ways."""
     ways: dict[str, tuple[dict[tuple[int, int], set[int]], ...]] = {}

@@ -49,15 +49,15 @@ def prove(
     notes: list[str] = []
     if not structure:
         graph = before.graph
-        probe = [endtoend.random_input(graph.values[name], rng, 1) for name in graph.inputs]
-        pairing = pair(frontend, before, after, probe, keys)
+        sets = endtoend.input_sets(graph, inputs, rng)
+        pairing = pair(frontend, before, after, sets["normal"], keys)
         if pairing.why_no_values:
             notes.append(f"no float64 reference of the whole model: {pairing.why_no_values}")
         claims = Claims(Models(frontend, before, after), keys, pairing, rng)
         claims.prove()
         structure, regions, local = claims.structure(), claims.regions(), claims.local()
         inner = _inner(structure, regions, local)
-        for name, given in endtoend.input_sets(graph, inputs, rng):
+        for name, given in sets.items():
             found, why = endtoend.measure(frontend, before, after, name, given, proved=inner is Verdict.PROVED)
             ends += found
             if why and f"{name} inputs: {why}" not in notes:

@@ -8,8 +8,9 @@ smallest subnormal number below the normal ones).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod, sqrt
 from typing import final
 
@@ -21,6 +22,7 @@ from refold.graph.graph import Affine, Gain, Node, Pad
 from refold.proof import grid
 from refold.proof.certificate import RegionResult, Verdict
 from refold.proof.cone import Cone
+from refold.proof.digest import same_parameters
 from refold.proof.grid import GridError, Grids, Side, Sizes
 
 IMPULSES = "all unit impulses"
@@ -39,10 +41,17 @@ _FEW_OPERATIONS = 2e9  # multiply-adds that nobody waits for
 _MOST_OPERATIONS = 1e11
 _MOST_IMPULSES = 200_000
 _PROBES = 40
+_HEAD = 4  # rows of the first batch that are not probes
 # A sum of n terms d_i w_i x_i with |d_i| <= u and random signs x_i is above t u |w|_2 with a probability
 # below 2 exp(-t*t/2) (Hoeffding 1963, theorem 2). |w|_2 itself is estimated from the probes, by at most
 # a factor of 2 too low but for a probability below 1e-7.
 _DEVIATIONS = 16.0
+
+
+# Writes the probes of some numbers into rows of the batches, one batch per leaf.
+Fill = Callable[[list[AnyArray], AnyArray, AnyArray], None]
+# The numbers of some probes, what both models make of them, and the largest number on the way of each.
+Responses = tuple[AnyArray, AnyArray, AnyArray, AnyArray]
 
 
 @final
@@ -242,24 +251,23 @@ class _Examination:
             return
         impulses = sum(prod(leaf) for leaf in grids.sizes[0])
         operations = sum(self._cost(sizes)[0] * sum(prod(leaf) for leaf in sizes) for sizes in grids.sizes)
-        spatial = any(len(leaf) > 1 for leaf in grids.sizes[0])
-        if impulses <= _MOST_IMPULSES and operations <= (_FEW_OPERATIONS if spatial else _MOST_OPERATIONS):
-            designs = [(sizes, True) for sizes in grids.sizes]
-        else:
-            designs = [(sizes, False) for sizes in grids.sizes]
-            evidence.method = PROBES
-        for sizes, whole in designs:
+        allowed = _FEW_OPERATIONS if grids.free else _MOST_OPERATIONS
+        everywhere = impulses <= _MOST_IMPULSES and operations <= allowed
+        for sizes in grids.sizes:
             evidence.sizes.append(" + ".join("x".join(map(str, leaf)) for leaf in sizes))
-            constant, scale = self._constant(sizes, evidence)
-            if evidence.fault:
-                return
-            if whole:
-                self._impulses(sizes, constant, scale, evidence)
+            if everywhere:
+                self._impulses(sizes, evidence)
             else:
-                self._probes(sizes, constant, scale, evidence)
-            self._affinity(sizes, constant, scale, evidence)
-        if evidence.method == PROBES and not evidence.fault:
-            self._inside(grids, evidence)
+                self._probes(sizes, evidence)
+            if evidence.fault:
+                break
+        if not everywhere:
+            evidence.method = PROBES
+            inside = self._spread_out(grids)
+            if inside is not None:
+                evidence.method = MIXED
+                evidence.sizes.append(" + ".join("x".join(map(str, leaf)) for leaf in inside.sizes))
+                self._inside(inside, evidence)
 
     def _is_same_operator(self) -> bool:
         """One operator on both sides, of which the front end says that it is the same and the graph says
@@ -272,18 +280,11 @@ class _Examination:
             return False
         if one.conv.windows != two.conv.windows or one.conv.groups != two.conv.groups:
             return False
-        if one.conv.weights.shape != two.conv.weights.shape:
-            return False
         frontend = self.models.frontend
         mine = frontend.identity(self.models.before, first[0].name)
         theirs = frontend.identity(self.models.after, second[0].name)
-        arrays = [(one.conv.kernel, two.conv.kernel), (one.conv.bias, two.conv.bias)]
-        if mine.kind != theirs.kind or len(mine.parameters) != len(theirs.parameters):
-            return False
-        arrays += list(zip(mine.parameters, theirs.parameters, strict=True))
-        return all(
-            np.shape(a) == np.shape(b) and np.asarray(a).dtype == np.asarray(b).dtype and bool(np.all(a == b))
-            for a, b in arrays
+        return mine.kind == theirs.kind and same_parameters(
+            (one.conv.kernel, one.conv.bias, *mine.parameters), (two.conv.kernel, two.conv.bias, *theirs.parameters)
         )
 
     def _both(self, batches: Sequence[AnyArray]) -> tuple[AnyArray, AnyArray, AnyArray]:
@@ -311,12 +312,39 @@ class _Examination:
         (Higham 2002, section 3.1 on the rule of thumb), for which the factor gives room."""
         return 8 * EPS * (8 + sqrt(sum(prod(leaf) for leaf in sizes)))
 
-    def _constant(self, sizes: Sequence[Sizes], evidence: Evidence) -> tuple[tuple[AnyArray, AnyArray], float]:
-        one, two, scales = self._both([np.zeros((1, *leaf)) for leaf in sizes])
-        evidence.bias = one if evidence.bias is None else evidence.bias
-        scale = float(scales[0])
-        self._compare(one, two, scales, self._noise(sizes), evidence, "the constant part")
-        return (one, two), scale
+    def _responses(self, sizes: Sequence[Sizes], count: int, fill: Fill, evidence: Evidence) -> Iterator[Responses]:
+        """The linear part of both models on ``count`` probes, in batches of one size.
+
+        The first batch starts with zero, which gives the constant part, and with two random inputs and
+        their sum, for which ``f(a + b) - f(a) - f(b) + f(0) = 0`` must hold."""
+        room = int(_MOST_BYTES / max(self._cost(sizes)[1], 1.0))
+        room = max(min(room, _MOST_ROWS, count + _HEAD), _HEAD + 1)
+        noise, done, head = self._noise(sizes), 0, _HEAD
+        constant: tuple[AnyArray, AnyArray] | None = None
+        largest = 0.0
+        while done < count:
+            numbers = np.arange(done, min(done + room - head, count))
+            batches = [np.zeros((room, *leaf)) for leaf in sizes]
+            if head:
+                for batch in batches:
+                    batch[2:_HEAD] = self.rng.standard_normal(batch[2:_HEAD].shape)
+                    batch[1] = batch[2] + batch[3]
+            fill(batches, head + np.arange(len(numbers)), numbers)
+            one, two, scales = self._both(batches)
+            if constant is None:
+                constant, largest = (one[:1], two[:1]), float(scales[0])
+                if evidence.bias is None:
+                    evidence.bias = one[:1]
+                self._compare(one[:1], two[:1], scales[:1], noise, evidence, "the constant part")
+                for values, model in ((one, "the original"), (two, "the other model")):
+                    gap = float(np.max(np.abs(values[1] - values[2] - values[3] + values[0]), initial=0.0))
+                    if not gap <= 64 * noise * float(np.max(scales[:_HEAD])):
+                        evidence.add(float("inf"), f"{model} is not affine here, although its graph says so")
+                if evidence.fault:
+                    return
+            rows = slice(head, head + len(numbers))
+            yield numbers, one[rows] - constant[0], two[rows] - constant[1], np.maximum(scales[rows], largest)
+            done, head = done + len(numbers), 0
 
     def _compare(
         self, one: AnyArray, two: AnyArray, scales: AnyArray, noise: float, evidence: Evidence, what: str
@@ -337,75 +365,126 @@ class _Examination:
             f"{worst:.3g} times what one rounding allows",
         )
 
-    def _impulses(
-        self,
-        sizes: Sequence[Sizes],
-        constant: tuple[AnyArray, AnyArray],
-        scale: float,
-        evidence: Evidence,
-    ) -> None:
-        sums: list[AnyArray] = []
-        for number, leaf in enumerate(sizes):
-            total: AnyArray = np.zeros(())
-            for chunk in self._chunks(sizes, prod(leaf)):
-                batches = [np.zeros((len(chunk), *other)) for other in sizes]
-                batches[number].reshape(len(chunk), -1)[
-                    np.arange(len(chunk)), np.minimum(chunk, prod(leaf) - 1)
-                ] = 1.0
-                one, two, scales = self._both(batches)
-                one, two = one - constant[0], two - constant[1]
-                self._compare(one, two, np.maximum(scales, scale), self._noise(sizes), evidence, "a weight")
-                total = total + np.sum(np.abs(one[chunk < prod(leaf)]), axis=0)
-            evidence.impulses += prod(leaf)
-            sums.append(total)
+    # ---- all unit impulses -----------------------------------------------------------------------
+
+    def _impulses(self, sizes: Sequence[Sizes], evidence: Evidence) -> None:
+        starts = np.cumsum([0, *(prod(leaf) for leaf in sizes)])
+        sums: list[AnyArray] = [np.zeros(()) for _ in sizes]
+
+        def fill(batches: list[AnyArray], rows: AnyArray, numbers: AnyArray) -> None:
+            for place, batch in enumerate(batches):
+                own = (numbers >= starts[place]) & (numbers < starts[place + 1])
+                batch.reshape(len(batch), -1)[rows[own], numbers[own] - starts[place]] = 1.0
+
+        for numbers, one, two, scales in self._responses(sizes, int(starts[-1]), fill, evidence):
+            self._compare(one, two, scales, self._noise(sizes), evidence, "a weight")
+            for place in range(len(sizes)):
+                own = (numbers >= starts[place]) & (numbers < starts[place + 1])
+                sums[place] = sums[place] + np.sum(np.abs(one[own]), axis=0)
+        evidence.impulses += int(starts[-1])
         evidence.sums = evidence.sums or sums
 
-    def _chunks(self, sizes: Sequence[Sizes], rows: int) -> Iterator[AnyArray]:
-        """Row numbers in batches of one size; the last one runs over."""
-        room = max(1, min(_MOST_ROWS, int(_MOST_BYTES / max(self._cost(sizes)[1], 1.0)), rows))
-        for start in range(0, rows, room):
-            yield np.arange(start, start + room)
+    # ---- random signs ----------------------------------------------------------------------------
 
-    def _probes(
-        self, sizes: Sequence[Sizes], constant: tuple[AnyArray, AnyArray], scale: float, evidence: Evidence
-    ) -> None:
+    def _probes(self, sizes: Sequence[Sizes], evidence: Evidence) -> None:
         """Random signs on all leaves at once. The difference is a random sum of the errors of the weights,
         see ``_DEVIATIONS``."""
+
+        def fill(batches: list[AnyArray], rows: AnyArray, numbers: AnyArray) -> None:
+            for batch in batches:
+                batch[rows] = self.rng.choice([-1.0, 1.0], size=(len(rows), *batch.shape[1:]))
+
         squares: AnyArray = np.zeros(())
-        differences, largest = [], scale
-        for chunk in self._chunks(sizes, _PROBES):
-            batches = [self.rng.choice([-1.0, 1.0], size=(len(chunk), *leaf)) for leaf in sizes]
-            one, two, scales = self._both(batches)
-            one, two = one - constant[0], two - constant[1]
+        differences, largest = [], 0.0
+        for _, one, two, scales in self._responses(sizes, _PROBES, fill, evidence):
             if not (np.isfinite(one).all() and np.isfinite(two).all()):
                 evidence.add(float("inf"), "the response to a probe is not finite")
                 return
             squares = squares + np.sum(one**2, axis=0)
             differences.append(np.max(np.abs(two - one), axis=0))
             largest = max(largest, float(np.max(scales)))
-            evidence.impulses += len(chunk)
+        if not differences:
+            return
+        evidence.impulses += _PROBES
         norm = np.sqrt(squares / _PROBES)
         allowed = _DEVIATIONS * self.u * norm + sum(prod(leaf) for leaf in sizes) * self.eta
         ratio = _ratio(np.max(differences, axis=0), allowed + self._noise(sizes) * largest)
         worst = float(np.max(ratio, initial=0.0))
         evidence.add(worst, f"random probes differ by {worst:.3g} times what rounding explains")
 
-    def _affinity(
-        self, sizes: Sequence[Sizes], constant: tuple[AnyArray, AnyArray], scale: float, evidence: Evidence
-    ) -> None:
-        """``f(a + b) - f(a) - f(b) + f(0) = 0`` for both."""
-        first = [self.rng.standard_normal((1, *leaf)) for leaf in sizes]
-        second = [self.rng.standard_normal((1, *leaf)) for leaf in sizes]
-        batches = [np.concatenate([a + b, a, b]) for a, b in zip(first, second, strict=True)]
-        *results, scales = self._both(batches)
-        limit = 64 * self._noise(sizes) * max(scale, float(np.max(scales)), np.finfo(np.float64).tiny)
-        for result, zero, model in zip(results, constant, ("the original", "the other model"), strict=True):
-            gap = float(np.max(np.abs(result[0] - result[1] - result[2] + zero[0]), initial=0.0))
-            if not gap <= limit:
-                evidence.add(float("inf"), f"{model} is not affine here, although its graph says so")
+    # ---- many impulses in one tensor -------------------------------------------------------------
 
-    def _inside(self, grids: Grids, evidence: Evidence) -> None:
-        """All unit impulses away from the border, many of them in one tensor."""
+    def _spread_out(self, grids: Grids) -> Spread | None:
+        """Where to put impulses so far from each other and from the borders that no output sees two."""
+        if not grids.free:
+            return None
+        try:
+            slots = {1: 64, 2: 8, 3: 4}.get(max(len(leaf) - 1 for leaf in grids.sizes[0]), 3)
+            near = grid.spacing(self.sides, grids.sizes[0])
+            if near is None:
+                return None
+            larger = grid.choose(self.sides, self.real, self.known, slots * near)
+            if larger.free != grids.free:
+                return None
+            return Spread(larger.sizes[0], grid.places(self.sides, larger.sizes[0], larger.free))
+        except GridError:
+            return None
+
+    def _inside(self, spread: Spread, evidence: Evidence) -> None:
+        """All unit impulses away from the borders. Every output sees at most one of them, so what it gives
+        is one weight."""
+        sizes = spread.sizes
+        every = [spread.impulses(number) for number in range(len(sizes))]
+        starts = np.cumsum([0, *(rows for rows, _ in every)])
+        sums: list[AnyArray] = [np.zeros(()) for _ in sizes]
+
+        def fill(batches: list[AnyArray], rows: AnyArray, numbers: AnyArray) -> None:
+            for place, batch in enumerate(batches):
+                own = (numbers >= starts[place]) & (numbers < starts[place + 1])
+                for row, number in zip(rows[own], numbers[own] - starts[place], strict=True):
+                    batch[row].reshape(-1)[every[place][1][number]] = 1.0
+
+        for numbers, one, two, scales in self._responses(sizes, int(starts[-1]), fill, evidence):
+            self._compare(one, two, scales, self._noise(sizes), evidence, "a weight")
+            shrunk = tuple(axis for axis in range(1, one.ndim) if axis - 1 in spread.free_outputs(self.sides[0]))
+            for place in range(len(sizes)):
+                own = (numbers >= starts[place]) & (numbers < starts[place + 1])
+                # Twice the sum, for outputs at the border may see more of what cancels inside.
+                part = 2 * np.sum(np.abs(one[own]), axis=(0, *shrunk), keepdims=True)[0]
+                sums[place] = sums[place] + part
+        evidence.impulses += sum(len(flat) for _, rows in every for flat in rows)
+        evidence.sums = sums
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Impulses that no output sees two of. ``places`` gives, for each leaf axis that is not mixed as a
+    whole, the positions by their remainder by the stride."""
+
+    sizes: tuple[Sizes, ...]
+    places: Mapping[tuple[int, int], tuple[tuple[int, ...], ...]]
+
+    def impulses(self, leaf: int) -> tuple[int, list[AnyArray]]:
+        """How many tensors are needed for a leaf, and the flat places of the impulses in each."""
+        shape = self.sizes[leaf]
+        free = [axis for axis in range(len(shape)) if (leaf, axis) in self.places]
+        whole = [axis for axis in range(len(shape)) if axis not in free]
+        kinds = list(np.ndindex(*(shape[axis] for axis in whole)))
+        rows: list[AnyArray] = []
+        for remainders in product(*(self.places[leaf, axis] for axis in free)):
+            slots = list(product(*remainders))
+            for start in range(0, len(kinds), len(slots)):
+                spots = np.zeros((min(len(slots), len(kinds) - start), len(shape)), dtype=np.int64)
+                for row, (kind, slot) in enumerate(zip(kinds[start:], slots, strict=False)):
+                    spots[row, whole], spots[row, free] = kind, slot
+                rows.append(np.ravel_multi_index(tuple(spots.T), shape))
+        return len(rows), rows
+
+    def free_outputs(self, side: Side) -> set[int]:
+        """The axes of the output that come from the free axes of the leaves."""
+        axes, _ = grid.through(side, self.sizes)
+        return {place for place, axis in enumerate(axes[side.cone.value]) if axis.of & set(self.places)}
 
 
 def _ratio(difference: AnyArray, allowed: AnyArray) -> AnyArray:

@@ -1,0 +1,142 @@
+"""The commands: each loads what it needs, calls a verb, prints, and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from refold import verbs
+from refold.errors import InputError
+from refold.files import write_atomically
+from refold.frontend import Frontend, frontend_for
+from refold.report import terminal
+from refold.report.page import Page, render
+
+SAME, DIFFERENT = 0, 1
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """``refold inspect MODEL``"""
+    _check_free(options.html, options)
+    _, model = _load(options.model, options)
+    with _busy("looking for what folds"):
+        plan = verbs.inspect(model)
+    _show(plan.to_json(), terminal.plan(plan), options)
+    _write_page(Page(title=options.model.name, plan=plan), options)
+    return DIFFERENT if options.fail_if_foldable and plan.changes_something else SAME
+
+
+def fold(options: argparse.Namespace) -> int:
+    """``refold fold MODEL -o PLAIN``"""
+    _check_free(options.output, options, options.model)
+    _check_free(options.html, options)
+    frontend, model = _load(options.model, options)
+    if frontend_for(options.output) is not frontend:
+        raise InputError(f"{options.output}: the result is a model of {frontend.name}; give it the ending of one")
+    with _busy("folding"):
+        plan = verbs.inspect(model)
+        plain = verbs.fold(model)
+    with _busy("proving that nothing changed"):
+        certificate = verbs.prove(model, plain)
+    data = {"plan": plan.to_json(), "certificate": certificate.to_json()}
+    _show(data, [*terminal.plan(plan), *terminal.certificate(certificate)], options)
+    if not certificate.ok:
+        print("refold: the result is not the same function, so nothing was written", file=sys.stderr)
+        return DIFFERENT
+    frontend.save(plain, options.output, overwrite=options.force)
+    _write_page(Page(title=options.model.name, plan=plan, certificate=certificate), options)
+    print(f"written to {options.output}", file=sys.stderr)
+    return SAME
+
+
+def prove(options: argparse.Namespace) -> int:
+    """``refold prove MODEL PLAIN``"""
+    _check_free(options.certificate, options)
+    _check_free(options.html, options)
+    _, model = _load(options.model, options)
+    _, plain = _load(options.plain, options)
+    with _busy("proving"):
+        certificate = verbs.prove(model, plain, seed=options.seed)
+    _show(certificate.to_json(), terminal.certificate(certificate), options)
+    if options.certificate is not None:
+        _write_text(options.certificate, json.dumps(certificate.to_json(), indent=1), options.force)
+    title = f"{options.model.name} and {options.plain.name}"
+    _write_page(Page(title=title, certificate=certificate), options)
+    return SAME if certificate.ok else DIFFERENT
+
+
+def bench(options: argparse.Namespace) -> int:
+    """``refold bench MODEL PLAIN``"""
+    _, model = _load(options.model, options)
+    _, plain = _load(options.plain, options)
+    with progress() as bar:
+        task = bar.add_task("timing", total=options.repeats + 3)
+        timing = verbs.bench(
+            model, plain, repeats=options.repeats, progress=lambda done: bar.update(task, completed=done)
+        )
+    _show(timing.to_json(), terminal.timing(timing), options)
+    return SAME
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``refold demo``"""
+    from refold import demo as story
+
+    return story.run(options.out, options.epochs)
+
+
+# ---- shared ----------------------------------------------------------------------------------------
+
+
+def progress() -> Progress:
+    """A progress bar on standard error, silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _busy(what: str) -> Any:
+    return Console(stderr=True).status(what)
+
+
+def _load(path: Path, options: argparse.Namespace) -> tuple[Frontend, Any]:
+    frontend = frontend_for(path)
+    with _busy(f"reading {path.name}"):
+        return frontend, frontend.load(path, imports=options.imports, trust=options.trust)
+
+
+def _show(data: dict[str, Any], tables: list[Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(data, indent=1))
+    else:
+        terminal.show(tables)
+
+
+def _check_free(path: Path | None, options: argparse.Namespace, source: Path | None = None) -> None:
+    """Refuse early what writing would refuse late, after minutes of work."""
+    if path is None:
+        return
+    if path.exists() and not getattr(options, "force", False):
+        same = source is not None and source.exists() and path.samefile(source)
+        what = "is the model itself" if same else "exists"
+        raise InputError(f"{path} {what}; choose another name" + ("" if same else ", or replace it with --force"))
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def _write_page(page: Page, options: argparse.Namespace) -> None:
+    if options.html is not None:
+        _write_text(options.html, render(page), getattr(options, "force", False))
+
+
+def _write_text(path: Path, text: str, overwrite: bool) -> None:
+    def write(target: Path) -> None:
+        target.write_text(text + "\n", encoding="utf-8")
+
+    write_atomically(path, write, overwrite=overwrite)

@@ -1,0 +1,82 @@
+"""What can be typed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line. Bad usage ends the process with status 2 and one sentence."""
+    parser = argparse.ArgumentParser(
+        prog="refold",
+        description="Fold a trained network into the plain one that computes the same, and prove it.",
+        epilog="Exit status: 0, 1 (not the same function), 2 (bad usage or input; nothing is written).",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser("inspect", help="what would fold, what not and why, and what it saves")
+    inspect.add_argument("model", type=Path, metavar="MODEL")
+    inspect.add_argument("--fail-if-foldable", action="store_true", help="exit with 1 if anything would fold")
+    _add_output(inspect)
+    _add_reading(inspect)
+
+    fold = commands.add_parser("fold", help="write the plain model, once it is proved to be the same")
+    fold.add_argument("model", type=Path, metavar="MODEL")
+    fold.add_argument("-o", "--output", type=Path, required=True, metavar="PLAIN")
+    fold.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_output(fold)
+    _add_reading(fold)
+
+    prove = commands.add_parser("prove", help="are two models the same function?")
+    prove.add_argument("model", type=Path, metavar="MODEL")
+    prove.add_argument("plain", type=Path, metavar="PLAIN")
+    prove.add_argument("--certificate", type=Path, metavar="FILE", help="write the certificate as JSON")
+    prove.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
+    prove.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_output(prove)
+    _add_reading(prove)
+
+    bench = commands.add_parser("bench", help="how much faster is the second model?")
+    bench.add_argument("model", type=Path, metavar="MODEL")
+    bench.add_argument("plain", type=Path, metavar="PLAIN")
+    bench.add_argument("--repeats", type=_positive, default=30, help="pairs of runs (default 30)")
+    _add_output(bench, page=False)
+    _add_reading(bench)
+
+    demo = commands.add_parser("demo", help="train on real digits, fold, prove, time, report")
+    demo.add_argument("--out", type=Path, default=Path("refold-demo"), metavar="FOLDER")
+    demo.add_argument("--epochs", type=_positive, default=15, help="passes over the images (default 15)")
+    _add_debug(demo)
+    return parser.parse_args(arguments)
+
+
+def _add_output(parser: argparse.ArgumentParser, page: bool = True) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    if page:
+        parser.add_argument("--html", type=Path, metavar="FILE", help="write a report page")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module with your custom layers; its code runs",
+    )
+    parser.add_argument("--trust", action="store_true", help="run code that the model files bring with them")
+    _add_debug(parser)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

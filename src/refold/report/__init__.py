@@ -1,0 +1,1 @@
+"""Plans, certificates and timings as tables in the terminal and as one HTML page."""

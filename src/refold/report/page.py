@@ -1,0 +1,124 @@
+"""One HTML page, with nothing from outside in it: the verdict, the gains, the network, the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+from jinja2 import Environment, PackageLoader
+
+from refold.bench import Timing
+from refold.evidence.certificate import Certificate, Verdict
+from refold.files import printable
+from refold.graph import Plan
+from refold.report import drawing
+from refold.report.terminal import gain_rows, headline
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """How a network was trained, epoch by epoch, for the page's curve."""
+
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    accuracy_before: float
+    accuracy_after: float
+    scales: dict[str, float] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
+class Page:
+    """What a page shows; parts that are None are left out."""
+
+    title: str
+    plan: Plan | None = None
+    certificate: Certificate | None = None
+    timing: Timing | None = None
+    training: Training | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Gain:
+    """One pair of bars: ``share`` is after over before."""
+
+    name: str
+    before: str
+    after: str
+    share: float
+
+
+def render(page: Page) -> str:
+    """The page as HTML text."""
+    environment = Environment(loader=PackageLoader("refold", "report/templates"), autoescape=True, trim_blocks=True)
+    environment.filters["clean"] = lambda text: printable(text, 300)
+    plan = page.plan
+    return environment.get_template("page.html").render(
+        page=page,
+        tone=_tone(page),
+        verdict=_verdict(page),
+        headline=headline(plan) if plan else "",
+        gains=_gains(page),
+        before=drawing.before(plan) if plan else None,
+        after=drawing.after(plan) if plan else None,
+        box_width=drawing.WIDTH,
+        box_height=drawing.HEIGHT,
+        curves=_curves(page.training),
+        errors=_errors(page.certificate),
+    )
+
+
+def _tone(page: Page) -> str:
+    if page.certificate is None:
+        return "plain"
+    return "good" if page.certificate.ok else "bad"
+
+
+def _verdict(page: Page) -> str:
+    certificate = page.certificate
+    if certificate is None:
+        return "Not proved yet: this page shows what would fold"
+    return {
+        Verdict.PROVED: "Proved: the same function",
+        Verdict.MEASURED: "Measured: the same to rounding",
+        Verdict.REFUTED: "Refuted: not the same function",
+        Verdict.SKIPPED: "Nothing could be shown",
+    }[certificate.verdict]
+
+
+def _gains(page: Page) -> list[Gain]:
+    gains = []
+    if page.plan is not None:
+        for name, old, new in gain_rows(page.plan):
+            gains.append(Gain(name, f"{old:,}", f"{new:,}", min(new / max(old, 1), 1.0)))
+    if page.timing is not None:
+        first, second = page.timing.before.median, page.timing.after.median
+        gains.insert(
+            0, Gain("latency", f"{1e3 * first:.2f} ms", f"{1e3 * second:.2f} ms", min(second / first, 1.0))
+        )
+    return gains
+
+
+def _curves(training: Training | None) -> dict[str, str]:
+    if training is None:
+        return {}
+    top = max(training.loss, default=1.0)
+    return {
+        "loss": drawing.curve(training.loss, 600, 160, 0.0, top),
+        "accuracy": drawing.curve(training.accuracy, 600, 160, 0.0, 1.0),
+    }
+
+
+def _errors(certificate: Certificate | None) -> list[tuple[str, float, float]]:
+    """Errors before and after, as bar lengths between 0 and 1 (for the table beside them)."""
+    if certificate is None:
+        return []
+    known = [
+        (entry.inputs, entry.original, entry.folded)
+        for entry in certificate.end_to_end
+        if entry.original is not None and entry.folded is not None
+    ]
+    top = max((max(old, new) for _, old, new in known), default=1.0) or 1.0
+    return [(name, old / top, new / top) for name, old, new in known]

@@ -1,0 +1,107 @@
+"""Plans, certificates and timings as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from refold.bench import Timing
+from refold.evidence.certificate import Certificate, Verdict
+from refold.files import printable
+from refold.graph import Plan
+
+COLORS = {
+    Verdict.PROVED: "green",
+    Verdict.MEASURED: "yellow",
+    Verdict.REFUTED: "red",
+    Verdict.SKIPPED: "yellow",
+}
+
+
+def show(parts: Iterable[Any]) -> None:
+    """Print tables and lines to standard output; a pipe gets them uncut and without colors."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for part in parts:
+        console.print(part)
+
+
+def plan(plan: Plan) -> list[Any]:
+    """What folds, what it saves, and what is kept apart."""
+    gains = _table("", "before", "after")
+    for name, old, new in gain_rows(plan):
+        gains.add_row(name, f"{old:,}", f"{new:,}")
+    parts: list[Any] = [_line(headline(plan), "bold"), gains]
+    if plan.regions or plan.evaluated:
+        regions = _table("folded", "steps", "becomes", "by")
+        for region in plan.regions:
+            regions.add_row(
+                _text(region.value), str(len(region.nodes)), _text(region.operator), ", ".join(region.laws)
+            )
+        for name in plan.evaluated:
+            regions.add_row(_text(name), "", "the same layer with plain weights", "evaluation")
+        parts.append(regions)
+    if plan.kept:
+        kept = _table("kept apart", "because")
+        for entry in plan.kept:
+            kept.add_row(_text(entry.where), _text(entry.reason))
+        parts.append(kept)
+    return parts
+
+
+def gain_rows(plan: Plan) -> list[tuple[str, int, int]]:
+    """What a plan saves, as (name, before, after)."""
+    return [
+        ("operators", plan.before.operators, plan.after.operators),
+        ("multiply-adds", plan.before.multiply_adds, plan.after.multiply_adds),
+        ("bytes moved", plan.before.bytes, plan.after.bytes),
+        ("parameters", plan.parameters_before, plan.parameters_after),
+    ]
+
+
+def headline(plan: Plan) -> str:
+    """What a plan comes to, in one sentence."""
+    if not plan.changes_something:
+        return "Nothing to fold: every part is exact and cheapest as it is."
+    fewer = plan.before.operators - plan.after.operators
+    share = 1 - plan.after.multiply_adds / max(plan.before.multiply_adds, 1)
+    return (
+        f"This model holds {len(plan.regions)} foldable regions and {len(plan.evaluated)} computed weights: "
+        f"-{fewer} operators, -{share:.0%} multiply-adds."
+    )
+
+
+def certificate(certificate: Certificate) -> list[Any]:
+    """The verdict, region by region and end to end."""
+    text = str(certificate)
+    first, _, rest = text.partition("\n")
+    return [_line(first, f"bold {COLORS[certificate.verdict]}"), _text(rest)] if rest else [_line(first, "bold")]
+
+
+def timing(timing: Timing) -> list[Any]:
+    """How much faster."""
+    first, _, rest = str(timing).partition("\n")
+    return [_line(first, "bold"), _text(rest)]
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, head in enumerate(heads):
+        numbers = head in ("before", "after", "steps")
+        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=index == 0)
+    return table
+
+
+def _text(text: str) -> Text:
+    """Names come from files: shown as they are, never as markup or as commands to the terminal."""
+    return Text("\n".join(printable(line, 400) for line in text.split("\n")))
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(printable(text, 400), style=style)
