@@ -1,6 +1,7 @@
 """Train a network in a rich form, ship it in a plain one, and prove that both are the same function."""
 
 from refold.errors import InputError as InputError
+from refold.probe import probe as probe
 from refold.verbs import bench as bench
 from refold.verbs import fold as fold
 from refold.verbs import inspect as inspect

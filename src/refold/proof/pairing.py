@@ -190,14 +190,13 @@ class _Search:
         if any(self._errors(name) for name in node.outputs if name in self.seen):
             self.hopeless.add(node.name)  # another operator gives the same values: that is for measuring
             return
-        free = [other for other in self._alike(node) if other.name not in self.used]
-        free = free or [
-            other
-            for other in self.opaque
-            if other.name not in self.used
-            and self._same_outputs(node, other)
-            and mine.is_edit_of(theirs.of(other.name))
-        ]
+        unused = [other for other in self.opaque if other.name not in self.used and _same_form(node, other)]
+        fitting = [other for other in unused if self._same_outputs(node, other)]
+        free = (
+            [other for other in fitting if theirs.of(other.name) == mine]
+            or [other for other in fitting if mine.is_edit_of(theirs.of(other.name))]
+            or [other for other in unused if theirs.of(other.name) == mine]
+        )
         if free:
             self._join(node, min(free, key=lambda other: self._preference(node, other)))
         else:
@@ -210,7 +209,7 @@ class _Search:
     def _same_outputs(self, node: Node, other: Node) -> bool:
         mine, theirs = self.after.graph.values, self.before.graph.values
         shapes = [mine[name].shape for name in node.outputs]
-        return shapes == [theirs[name].shape for name in other.outputs] and len(node.inputs) == len(other.inputs)
+        return _same_form(node, other) and shapes == [theirs[name].shape for name in other.outputs]
 
     def _preference(self, node: Node, other: Node) -> tuple[bool, int, bool, int]:
         known = [
@@ -223,6 +222,10 @@ class _Search:
         self.partner[node.name] = other
         self.used.add(other.name)
         self.pins.update(zip(node.outputs, other.outputs, strict=True))
+
+
+def _same_form(node: Node, other: Node) -> bool:
+    return len(node.inputs) == len(other.inputs) and len(node.outputs) == len(other.outputs)
 
 
 def _worth_seeing(graph: Graph) -> list[str]:

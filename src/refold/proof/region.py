@@ -89,6 +89,10 @@ class Evidence:
     bias: AnyArray | None = None
     fault: str = ""
 
+    def failed(self) -> bool:
+        """Whether something was found that rounding does not explain."""
+        return bool(self.fault)
+
     def add(self, ratio: float, what: str) -> None:
         """Note the worst ratio of some weights."""
         self.ratio = max(self.ratio, ratio)
@@ -108,7 +112,7 @@ def respond(models: Models, link: Link, batches: Sequence[AnyArray], which: int)
     for batch, (mine, theirs) in zip(batches, link.leaves, strict=True):
         feeds.update(dict.fromkeys(theirs if which == 0 else (mine,), batch))
     feeds = {name: feeds[name] for name in cone.leaves}
-    wanted = [node.output for node in cone.nodes]
+    wanted = [name for node in cone.nodes for name in node.outputs]
     found = models.frontend.evaluate(lifted, feeds, wanted) if wanted else {}
     return {**found, **feeds}
 
@@ -173,7 +177,7 @@ class _Examination:
                 evidence = Evidence()
                 grids = self._as_they_are()
                 self._examine(grids, evidence)
-            if evidence.fault:
+            if evidence.failed():
                 verdict, note = Verdict.REFUTED, evidence.fault
             else:
                 note = self._claim(grids, evidence)
@@ -259,7 +263,7 @@ class _Examination:
                 self._impulses(sizes, evidence)
             else:
                 self._probes(sizes, evidence)
-            if evidence.fault:
+            if evidence.failed():
                 break
         if not everywhere:
             evidence.method = PROBES
@@ -336,11 +340,13 @@ class _Examination:
                 if evidence.bias is None:
                     evidence.bias = one[:1]
                 self._compare(one[:1], two[:1], scales[:1], noise, evidence, "the constant part")
+                if evidence.failed():
+                    return
                 for values, model in ((one, "the original"), (two, "the other model")):
                     gap = float(np.max(np.abs(values[1] - values[2] - values[3] + values[0]), initial=0.0))
                     if not gap <= 64 * noise * float(np.max(scales[:_HEAD])):
                         evidence.add(float("inf"), f"{model} is not affine here, although its graph says so")
-                if evidence.fault:
+                if evidence.failed():
                     return
             rows = slice(head, head + len(numbers))
             yield numbers, one[rows] - constant[0], two[rows] - constant[1], np.maximum(scales[rows], largest)
@@ -478,7 +484,7 @@ class Spread:
                 spots = np.zeros((min(len(slots), len(kinds) - start), len(shape)), dtype=np.int64)
                 for row, (kind, slot) in enumerate(zip(kinds[start:], slots, strict=False)):
                     spots[row, whole], spots[row, free] = kind, slot
-                rows.append(np.ravel_multi_index(tuple(spots.T), shape))
+                rows.append(np.asarray(np.ravel_multi_index(tuple(spots.T), shape)))
         return len(rows), rows
 
     def free_outputs(self, side: Side) -> set[int]:

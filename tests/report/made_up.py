@@ -1,0 +1,56 @@
+"""A plan and a certificate to print, without a framework; names are hostile on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refold.algebra import AffineConv, batch_norm, same
+from refold.algebra.cost import Cost
+from refold.evidence.certificate import Certificate, EndToEnd, RegionResult, Verdict
+from refold.graph import Graph, Node, Plan, Value, make_plan
+from refold.graph.graph import Affine, Opaque, Sum
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m[bold]"
+
+
+def plan(blocks: int = 2, name: str = "block") -> Plan:
+    """Blocks of two convolutions with batch norms, summed, and a relu."""
+    values: dict[str, Value] = {}
+    nodes: list[Node] = []
+
+    def value(label: str) -> str:
+        values[label] = Value(label, (None, 8, 8, 4), "float32", (1, 8, 8, 4))
+        return label
+
+    def node(label: str, op: object, *inputs: str) -> str:
+        cost = Cost(2304, 4096, 1)
+        nodes.append(Node(label, op, inputs, (value(label),), cost, {label: 4}))  # type: ignore[arg-type]
+        return label
+
+    x = value(f"{name}/input")
+    for index in range(blocks):
+        terms = []
+        for taps in (3, 1):
+            windows = (same(taps, 1, 1, None),) * 2
+            kernel = np.full((4, 4, taps, taps), 0.5)
+            label = node(f"{name}{index}/conv{taps}", Affine(AffineConv(kernel, np.zeros(4), windows), 3), x)
+            norm = batch_norm(np.ones(4), np.ones(4), 1e-3, axes=2)
+            terms.append(node(f"{name}{index}/bn{taps}", Affine(norm, 3), label))
+        total = node(f"{name}{index}/sum", Sum((1.0, 1.0)), *terms)
+        x = node(f"{name}{index}/relu", Opaque("" if index else "a reason <b>"), total)
+    return make_plan(Graph(values, tuple(nodes), (f"{name}/input",), (x,), 500))
+
+
+def certificate(name: str = "block") -> Certificate:
+    """One proved and one refuted region."""
+    return Certificate(
+        verdict=Verdict.REFUTED,
+        ok=False,
+        structure=(),
+        unmatched=(f"{name} of the first model",),
+        regions=(
+            RegionResult(f"{name}0/sum", "a", Verdict.PROVED, "", 0.9, "unit impulses", 100, ((5, 5),)),
+            RegionResult(f"{name}1/sum", "b", Verdict.REFUTED, "a weight is off", 99.0, "unit impulses", 100),
+        ),
+        end_to_end=(EndToEnd("random", 1e-7, 1e-3, 1e-8, 1e-4, 1e-3, True),),
+    )
