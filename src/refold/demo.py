@@ -149,9 +149,10 @@ def _summary(plan: Any, timing: Any, certificate: Any, accuracies: list[float]) 
         table.add_row(name, f"{old:,}", f"{new:,}")
     table.add_row("latency (ms)", f"{1e3 * timing.before.median:.3f}", f"{1e3 * timing.after.median:.3f}")
     table.add_row("test accuracy", *(f"{accuracy:.2%}" for accuracy in accuracies))
-    (entry,) = certificate.end_to_end
-    if entry.original is not None and entry.folded is not None:
-        table.add_row("largest error, float64 reference", f"{entry.original:.1e}", f"{entry.folded:.1e}")
+    for entry in certificate.end_to_end:
+        if entry.inputs == "given" and entry.original_max_error is not None:
+            errors = (f"{error:.1e}" for error in (entry.original_max_error, entry.max_error))
+            table.add_row("largest error, float64 reference", *errors)
     return table
 
 

@@ -49,12 +49,12 @@ def probe(
         return Refusal("what it adds is not the same at every position: its border is not zero padding")
     outputs = zero.shape[2:]
     # present[..., in, out]: whether some channel of an output position reads some of an input position
-    table = np.abs(response.reshape(channels, *space, zero.shape[1], *outputs)) > limit
-    table = table.any(axis=(0, 1 + len(space)))
+    answers_at = np.abs(response.reshape(channels, *space, zero.shape[1], *outputs)) > limit
+    table = np.any(answers_at, axis=(0, 1 + len(space)))
     windows = []
     for axis in range(len(space)):
         rest = tuple(i for i in range(2 * len(space)) if i not in (axis, axis + len(space)))
-        window = _window(table.any(axis=rest), space[axis], outputs[axis])
+        window = _window(np.any(table, axis=rest), space[axis], outputs[axis])
         if isinstance(window, Refusal):
             return window
         windows.append(window)

@@ -9,10 +9,10 @@ import numpy as np
 
 from refold.bench import Timing, summarize, time_pairs
 from refold.errors import InputError
-from refold.evidence.certificate import Certificate
-from refold.evidence.prove import prove as prove_lifted
 from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
+from refold.proof.certificate import Certificate
+from refold.proof.prove import prove as prove_lifted
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:

@@ -90,7 +90,13 @@ def _literal_conv(x: Array, w: Array, b: Array | None, settings: Mapping[str, An
     y = np.zeros((len(x), w.shape[0], *out), x.dtype)
     per_in, per_out = w.shape[1], w.shape[0] // g
     for taps in np.ndindex(*w.shape[2:]):
-        read = x[(slice(None), slice(None), *(slice(d * t, d * t + s * (n - 1) + 1, s) for t, n in zip(taps, out)))]
+        read = x[
+            (
+                slice(None),
+                slice(None),
+                *(slice(d * t, d * t + s * (n - 1) + 1, s) for t, n in zip(taps, out, strict=True)),
+            )
+        ]
         for group in range(g):
             outs, ins = slice(group * per_out, (group + 1) * per_out), slice(group * per_in, (group + 1) * per_in)
             y[:, outs] += np.einsum("nc...,oc->no...", read[:, ins], w[(outs, slice(None), *taps)])
@@ -186,7 +192,7 @@ class NumpyFrontend:
 
     def lift(self, model: Model, example: Any = None) -> Lifted:
         nominal = {name: (1, *(size or 12 for size in shape[1:])) for name, shape in model.inputs.items()}
-        other = {name: (1, *(size or 14 for size in shape[1:])) for name, shape in model.inputs.items()}
+        other = {name: (1, *(size or 61 for size in shape[1:])) for name, shape in model.inputs.items()}
         shapes, others = (self._shapes(model, sizes) for sizes in (nominal, other))
         values = {}
         for name, shape in shapes.items():

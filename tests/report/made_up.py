@@ -6,9 +6,9 @@ import numpy as np
 
 from refold.algebra import AffineConv, batch_norm, same
 from refold.algebra.cost import Cost
-from refold.evidence.certificate import Certificate, EndToEnd, RegionResult, Verdict
 from refold.graph import Graph, Node, Plan, Value, make_plan
 from refold.graph.graph import Affine, Opaque, Sum
+from refold.proof.certificate import Certificate, Digests, EndToEndResult, RegionResult, StructureResult, Verdict
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m[bold]"
 
@@ -43,14 +43,21 @@ def plan(blocks: int = 2, name: str = "block") -> Plan:
 
 def certificate(name: str = "block") -> Certificate:
     """One proved and one refuted region."""
+    digests = Digests("00ff", "ff00")
     return Certificate(
         verdict=Verdict.REFUTED,
-        ok=False,
-        structure=(),
-        unmatched=(f"{name} of the first model",),
+        sentence=f"not the same function: {name}1/sum",
+        structure=(StructureResult(name, Verdict.PROVED, f"{name} is the same"),),
         regions=(
-            RegionResult(f"{name}0/sum", "a", Verdict.PROVED, "", 0.9, "unit impulses", 100, ((5, 5),)),
-            RegionResult(f"{name}1/sum", "b", Verdict.REFUTED, "a weight is off", 99.0, "unit impulses", 100),
+            RegionResult(f"{name}0/sum", "a", Verdict.PROVED, 0.9, 100, "all unit impulses", ("5x5",), ""),
+            RegionResult(
+                f"{name}1/sum", "b", Verdict.REFUTED, 99.0, 100, "all unit impulses", (), "a weight is off"
+            ),
         ),
-        end_to_end=(EndToEnd("random", 1e-7, 1e-3, 1e-8, 1e-4, 1e-3, True),),
+        local=(),
+        end_to_end=(EndToEndResult("normal", name, Verdict.MEASURED, 1e-3, 1e-4, 1e-7, 1e-8, 9.0, True, None, ""),),
+        before=digests,
+        after=digests,
+        seed=0,
+        versions={},
     )

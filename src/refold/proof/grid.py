@@ -192,14 +192,16 @@ def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequenc
     asks for so many clean outputs more. Raises GridError where the geometry does not hold together.
     """
     strides: dict[tuple[int, int], set[int]] = {}
+    for side in sides:
+        for member, steps in _strides(side).items():
+            strides.setdefault(member, set()).update(steps)
+    real = _large_enough(sides, real, known, strides)
     whole: set[tuple[int, int]] = set()
     groups: list[set[tuple[int, int]]] = []
     for side in sides:
         axes, mixed = through(side, real)
         whole |= mixed
         groups += [set(axis.of) for value in axes.values() for axis in value if axis.of]
-        for member, steps in _strides(side).items():
-            strides.setdefault(member, set()).update(steps)
     values = [through(side, real)[0][side.cone.value] for side in sides]
     for entries in zip(*values, strict=False):
         groups.append(set().union(*(entry.of for entry in entries)))
@@ -229,6 +231,30 @@ def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequenc
         chosen.append(tuple(tuple(entry) for entry in sizes))
     unknown = {(i, j) for i, leaf in enumerate(known) for j, sure in enumerate(leaf) if not sure}
     return Grids(tuple(dict.fromkeys(chosen)), frozenset(free), bool(unknown) and unknown <= free)
+
+
+def _large_enough(
+    sides: Sequence[Side],
+    real: Sequence[Sizes],
+    known: Sequence[Sequence[bool]],
+    strides: Mapping[tuple[int, int], set[int]],
+) -> Sequence[Sizes]:
+    """Nominal sizes at which something comes out; sizes that are known stay."""
+    for count in (0, 8, 32, 128):
+        trial = [
+            tuple(
+                size if sure else size + count * max(strides.get((leaf, place), {1}))
+                for place, (size, sure) in enumerate(zip(entry, known[leaf], strict=True))
+            )
+            for leaf, entry in enumerate(real)
+        ]
+        try:
+            for side in sides:
+                through(side, trial)
+        except GridError:
+            continue
+        return trial
+    raise GridError("nothing comes out at any size that was tried")
 
 
 def spacing(sides: Sequence[Side], sizes: Sequence[Sizes]) -> int | None:

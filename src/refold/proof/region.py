@@ -181,6 +181,8 @@ class _Examination:
                 verdict, note = Verdict.REFUTED, evidence.fault
             else:
                 note = self._claim(grids, evidence)
+                if self._is_free() and not grids.for_every_size and evidence.method != SAME:
+                    verdict = Verdict.MEASURED
         except InputError as error:
             verdict, note = Verdict.SKIPPED, f"no float64 reference: {error}"
             evidence.ratio = float("nan")
@@ -202,11 +204,15 @@ class _Examination:
             evidence,
         )
 
+    def _is_free(self) -> bool:
+        """Whether some size is not known."""
+        return any(not all(leaf) for leaf in self.known)
+
     def _claim(self, grids: Grids, evidence: Evidence) -> str:
         if evidence.method == SAME:
             return "one operator with the same settings and parameters in both models"
         reach = "for every input"
-        if any(not all(leaf) for leaf in self.known):
+        if self._is_free():
             if grids.for_every_size:
                 reach += " of these sizes and of larger ones with the same remainders by the stride"
             else:
@@ -303,6 +309,8 @@ class _Examination:
                     if value.shape[:1] != scale.shape:
                         raise InputError("an operator mixes the examples of a batch")
                     scale = np.maximum(scale, np.max(np.abs(value.reshape(len(value), -1)), axis=1, initial=0.0))
+        if not values[0].size:
+            raise InputError("at this size nothing comes out")
         if values[0].shape != values[1].shape:
             raise _DifferentShapesError(
                 f"the original gives the shape {values[0].shape[1:]}, the other model {values[1].shape[1:]}"

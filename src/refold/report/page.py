@@ -8,9 +8,9 @@ from typing import final
 from jinja2 import Environment, PackageLoader
 
 from refold.bench import Timing
-from refold.evidence.certificate import Certificate, Verdict
 from refold.files import printable
 from refold.graph import Plan
+from refold.proof.certificate import Certificate, Verdict
 from refold.report import drawing
 from refold.report.terminal import gain_rows, headline
 
@@ -54,6 +54,7 @@ def render(page: Page) -> str:
     """The page as HTML text."""
     environment = Environment(loader=PackageLoader("refold", "report/templates"), autoescape=True, trim_blocks=True)
     environment.filters["clean"] = lambda text: printable(text, 300)
+    environment.filters["capitalized"] = lambda text: text[:1].upper() + text[1:]
     plan = page.plan
     return environment.get_template("page.html").render(
         page=page,
@@ -111,14 +112,24 @@ def _curves(training: Training | None) -> dict[str, str]:
     }
 
 
-def _errors(certificate: Certificate | None) -> list[tuple[str, float, float]]:
-    """Errors before and after, as bar lengths between 0 and 1 (for the table beside them)."""
-    if certificate is None:
-        return []
-    known = [
-        (entry.inputs, entry.original, entry.folded)
-        for entry in certificate.end_to_end
-        if entry.original is not None and entry.folded is not None
-    ]
-    top = max((max(old, new) for _, old, new in known), default=1.0) or 1.0
-    return [(name, old / top, new / top) for name, old, new in known]
+@final
+@dataclass(frozen=True)
+class ErrorRow:
+    """The errors of both models on one kind of input, as numbers and as lengths of bars (at most 1)."""
+
+    inputs: str
+    original: float
+    folded: float
+    original_bar: float
+    folded_bar: float
+
+
+def _errors(certificate: Certificate | None) -> list[ErrorRow]:
+    rows = []
+    for entry in certificate.end_to_end if certificate else ():
+        if entry.original_max_error is None:
+            continue
+        top = max(entry.max_error, entry.original_max_error) or 1.0
+        bars = entry.original_max_error / top, entry.max_error / top
+        rows.append(ErrorRow(entry.inputs, entry.original_max_error, entry.max_error, *bars))
+    return rows

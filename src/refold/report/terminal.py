@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from refold.bench import Timing
-from refold.evidence.certificate import Certificate, Verdict
 from refold.files import printable
 from refold.graph import Plan
+from refold.proof.certificate import Certificate, Verdict
 
 COLORS = {
     Verdict.PROVED: "green",
