@@ -82,6 +82,22 @@ def test_original_stays_untouched(entry: Entry) -> None:
         np.testing.assert_array_equal(before, after)
 
 
+def test_a_layer_that_assigns_in_its_call_is_not_changed_by_looking_at_it() -> None:
+    class Counts(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x: Any) -> Any:
+            self.calls.assign(self.calls + 1.0)
+            return ops.relu(x)
+
+    model = functional((6, 6, 4), lambda x: Counts()(repvgg(x, 4)))
+    model.layers[-1].calls.assign(7.0)
+    refold.inspect(model)
+    refold.fold(model)
+    assert float(ops.convert_to_numpy(model.layers[-1].calls)) == 7.0
+
+
 def test_result_shares_no_variable_with_the_original() -> None:
     model = functional((8, 8, 4), lambda x: layers.Dense(3)(layers.ReLU()(repvgg(x, 4))))
     own = {id(variable) for variable in model.variables}

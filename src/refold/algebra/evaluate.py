@@ -6,28 +6,42 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.algebra.affine import AffineConv, Array
+from refold.algebra.geometry import Window, same
 
 
 def evaluate(conv: AffineConv, x: npt.ArrayLike) -> Array:
-    """``conv`` on ``x`` of shape ``(batch, channels, *space)``, in float64."""
+    """``conv`` on ``x`` of shape ``(batch, channels, *space)``, in float64.
+
+    Raises ValueError if ``x`` has other channels or axes than ``conv`` reads.
+    """
     data = np.asarray(x, dtype=np.float64)
-    sizes = tuple(
-        max(window.output_size(size), 0) for window, size in zip(conv.windows, data.shape[2:], strict=True)
-    )
-    for axis, window in enumerate(conv.windows, start=2):
-        index = window.stride * np.arange(sizes[axis - 2])[:, None] - window.before
+    axes = len(conv.windows)
+    if data.ndim != axes + 2 or data.shape[1] != conv.channels_in:
+        raise ValueError(
+            f"an array of shape {data.shape} is not (batch, {conv.channels_in} channels, *{axes} spatial axes)"
+        )
+    windows = [_at_size(window, size) for window, size in zip(conv.windows, data.shape[2:], strict=True)]
+    sizes = [max(window.output_size(size), 0) for window, size in zip(windows, data.shape[2:], strict=True)]
+    for axis, (window, outputs) in enumerate(zip(windows, sizes, strict=True), start=2):
+        # One zero in front stands for all that lies outside.
+        wide = np.concatenate([np.zeros((*data.shape[:axis], 1, *data.shape[axis + 1 :])), data], axis=axis)
+        index = window.stride * np.arange(outputs)[:, None] - window.before
         index = index + window.dilation * np.arange(window.taps)
-        inside = (index >= 0) & (index < data.shape[axis])
-        taken = np.take(data, np.clip(index, 0, data.shape[axis] - 1), axis=axis)
-        shape = [1] * taken.ndim
-        shape[axis : axis + 2] = index.shape
+        index = np.where((index >= 0) & (index < data.shape[axis]), index + 1, 0)
         # The taps of this axis go last: (batch, channels, *outputs so far, *space to come, *taps so far).
-        data = np.moveaxis(np.where(inside.reshape(shape), taken, 0.0), axis + 1, -1)
-    batch, taps = data.shape[0], len(conv.windows)
-    grouped = data.reshape(batch, conv.groups, -1, *data.shape[2:])
-    # (batch, group, in, *space, *taps) -> (group, batch, *space, in * taps)
-    moved = np.moveaxis(grouped, 2, 2 + taps).reshape(batch, conv.groups, *sizes, -1)
-    kernel = conv.kernel.reshape(conv.groups, -1, moved.shape[-1])
-    out = np.einsum("bg...k,gok->bgo...", moved, kernel).reshape(batch, conv.channels_out, *sizes)
-    result: Array = out + conv.bias.reshape(-1, *(1,) * taps)
+        data = np.moveaxis(np.take(wide, index, axis=axis), axis + 1, -1)
+    batch = data.shape[0]
+    per_group = conv.channels_in // conv.groups
+    patches = data.reshape(batch, conv.groups, per_group, *data.shape[2:])
+    # (batch, group, in, *outputs, *taps) -> (batch, group, outputs, in * taps)
+    patches = np.moveaxis(patches, 2, 2 + axes)
+    count = int(np.prod(sizes))
+    rows = conv.kernel.reshape(conv.groups, conv.channels_out // conv.groups, per_group * conv.taps)
+    product = patches.reshape(batch, conv.groups, count, per_group * conv.taps) @ rows.swapaxes(1, 2)
+    out = product.swapaxes(2, 3).reshape(batch, conv.channels_out, *sizes)
+    result: Array = out + conv.bias.reshape(-1, *(1,) * axes)
     return result
+
+
+def _at_size(window: Window, size: int) -> Window:
+    return same(window.taps, window.stride, window.dilation, size) if window.floating else window

@@ -67,16 +67,16 @@ UNIT = Window()
 def same(taps: int, stride: int, dilation: int, size: int | None) -> Window:
     """The window of TensorFlow's padding ``'same'``: ``ceil(size/stride)`` outputs, the odd one after.
 
-    With stride 1 (or one tap) the padding does not depend on the size; else, where the size is not
-    known, the window floats.
+    At a size that is not known the window floats, unless it starts at the same place for every size
+    (stride 1, one or two taps, an even kernel with stride 2).
     """
     reach = dilation * (taps - 1)
-    if stride == 1 or taps == 1:
-        total = reach if stride == 1 else 0
-    elif size is None:
+    if size is None:
+        # It pads reach + 1 - r in all, where r = 1 ... stride depends on the size, half of it before.
+        if reach // 2 == max(reach + 1 - stride, 0) // 2:
+            return Window(taps, stride, dilation, reach // 2, reach - reach // 2)
         return Window(taps, stride, dilation, floating=True)
-    else:
-        total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
+    total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
     return Window(taps, stride, dilation, total // 2, total - total // 2)
 
 
@@ -139,10 +139,7 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
     if all(window == first for window in windows):
         return first
     if any(window.floating for window in windows):
-        return Refusal(
-            "the branches pad with 'same' and a stride at a size that is not known, so their taps do not keep "
-            "their places (fix the input size to let this fold)"
-        )
+        return _floating_union(windows)
     if any(window.stride != first.stride for window in windows):
         strides = ", ".join(str(stride) for stride in sorted({window.stride for window in windows}))
         return Refusal(f"the branches have different strides ({strides})")
@@ -163,6 +160,25 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
     )
 
 
+def _floating_union(windows: list[Window]) -> Window | Refusal:
+    """Windows that float alike: their starts stay at one distance, whatever the size."""
+    stride = windows[0].stride
+    widest = max(windows, key=lambda window: window.reach)
+    offsets = []
+    for window in windows:
+        distances = {
+            max(widest.reach + 1 - r, 0) // 2 - max(window.reach + 1 - r, 0) // 2 for r in range(1, stride + 1)
+        }
+        if not window.floating or window.stride != stride or len(distances) > 1:
+            return Refusal(
+                "the branches pad with 'same' and a stride at a size that is not known, so their taps do not keep "
+                "their places (fix the input size to let this fold)"
+            )
+        offsets += distances
+    step = gcd(*offsets, *(window.dilation for window in windows if window.taps > 1)) or 1
+    return Window(widest.reach // step + 1, stride, step, floating=True)
+
+
 def _common_slack(windows: list[Window], size: int | None) -> int | None:
     """One slack that gives the output size of all windows, for every size or for this one."""
     slacks = {window.slack for window in windows}
@@ -177,7 +193,9 @@ def _common_slack(windows: list[Window], size: int | None) -> int | None:
 def positions(window: Window, within: Window) -> slice:
     """The places of ``window``'s taps among the taps of ``within``, one of :func:`union`'s answers."""
     if window.floating:
-        return slice(0, window.taps)
-    start = (within.before - window.before) // within.dilation
+        distance = within.reach // 2 - window.reach // 2
+    else:
+        distance = within.before - window.before
+    start = distance // within.dilation
     step = window.dilation // within.dilation if window.taps > 1 else 1
     return slice(start, start + step * (window.taps - 1) + 1, step)

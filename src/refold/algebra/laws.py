@@ -124,6 +124,8 @@ def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | No
     """The concatenation, over output channels, of maps of one tensor; a number stands for that many
     channels that are 0. Exact under the conditions of :func:`add`."""
     maps = [part for part in parts if isinstance(part, AffineConv)]
+    if any(part.channels_in != channels_in for part in maps):
+        return Refusal(f"the branches do not all read {channels_in} channels")
     windows = _common_windows(maps, space)
     if isinstance(windows, Refusal):
         return windows
@@ -164,6 +166,8 @@ def regroup(conv: AffineConv, groups: int) -> AffineConv:
     """The same map written with fewer groups; ``groups`` divides ``conv.groups``."""
     if groups == conv.groups:
         return conv
+    if conv.groups % groups:
+        raise ValueError(f"{conv.groups} groups cannot be written as {groups}")
     per_out, per_in = conv.channels_out // conv.groups, conv.kernel.shape[1]
     rows = np.arange(conv.channels_out)
     place = (rows // per_out) % (conv.groups // groups)
@@ -175,22 +179,20 @@ def regroup(conv: AffineConv, groups: int) -> AffineConv:
 
 def refine_groups(conv: AffineConv) -> AffineConv:
     """The same map written with as many groups as its zeros allow."""
-    if conv.groups != 1:
+    per_out, per_in = conv.channels_out // conv.groups, conv.weights.shape[1]
+    most = gcd(per_out, per_in)
+    if most == 1:
         return conv
-    used = np.any(conv.kernel != 0.0, axis=tuple(range(2, conv.kernel.ndim)))
-    most = gcd(conv.channels_out, conv.channels_in)
-    for groups in (g for g in range(most, 1, -1) if most % g == 0):
-        rows, columns = conv.channels_out // groups, conv.channels_in // groups
-        blocks = used.reshape(groups, rows, groups, columns).any(axis=(1, 3))
-        if not np.any(blocks & ~np.eye(groups, dtype=bool)):
-            tiles = conv.kernel.reshape(groups, rows, groups, columns, *conv.kernel.shape[2:])
-            own = tiles[np.arange(groups), :, np.arange(groups)]
-            return AffineConv(
-                own.reshape(conv.channels_out, columns, *conv.kernel.shape[2:]),
-                conv.bias,
-                conv.windows,
-                groups,
-            )
+    kernel = conv.kernel
+    used = np.any(kernel != 0.0, axis=tuple(range(2, kernel.ndim)))
+    for parts in (n for n in range(most, 1, -1) if most % n == 0):
+        rows, columns = per_out // parts, per_in // parts
+        blocks = used.reshape(conv.groups, parts, rows, parts, columns).any(axis=(0, 2, 4))
+        if not np.any(blocks & ~np.eye(parts, dtype=bool)):
+            tiles = kernel.reshape(conv.groups, parts, rows, parts, columns, *kernel.shape[2:])
+            own = np.stack([tiles[:, part, :, part] for part in range(parts)], axis=1)
+            own = own.reshape(conv.channels_out, columns, *kernel.shape[2:])
+            return AffineConv(own, conv.bias, conv.windows, conv.groups * parts)
     return conv
 
 
@@ -252,6 +254,8 @@ def _regroup_matrix(weights: Array, outer: AffineConv, groups: int) -> Array:
 
 
 def _common_windows(terms: Sequence[AffineConv], space: Space | None) -> tuple[Window, ...] | Refusal:
+    if len({len(term.windows) for term in terms}) != 1:
+        return Refusal("the branches have different numbers of spatial axes")
     windows: list[Window] = []
     for axis in range(len(terms[0].windows)):
         window = geometry.union([term.windows[axis] for term in terms], space[axis] if space else None)

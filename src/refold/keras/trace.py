@@ -174,6 +174,8 @@ class _Recorder:
             return recorder.operation_call(operation, args, kwargs)
 
         with contextlib.ExitStack() as stack:
+            # What a layer's `call` assigns (a counter, say) stays in this scope and is forgotten with it.
+            stack.enter_context(keras.StatelessScope())
             stack.enter_context(mock.patch.object(keras.Layer, "symbolic_call", layer_call))
             stack.enter_context(mock.patch.object(Operation, "symbolic_call", operation_call))
             stack.enter_context(mock.patch.object(layer_module, "Node"))

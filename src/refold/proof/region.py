@@ -38,6 +38,7 @@ _ETA = {"float64": 0.0, "float32": 2.0**-150, "bfloat16": 2.0**-134, "float16": 
 _MOST_BYTES = 2**27  # of one batch of probes, with all that is computed from it
 _MOST_ROWS = 2048
 _FEW_OPERATIONS = 2e9  # multiply-adds that nobody waits for
+_PER_BYTE = 4.0  # multiply-adds in the time in which one byte is moved
 _MOST_OPERATIONS = 1e11
 _MOST_IMPULSES = 200_000
 _PROBES = 40
@@ -253,6 +254,11 @@ class _Examination:
                     operations += positions * prod(node.op.conv.weights.shape)
         return operations, 8 * numbers
 
+    def _work(self, sizes: Sequence[Sizes]) -> float:
+        """What one probe costs, in multiply-adds: numbers have to be moved too."""
+        operations, numbers = self._cost(sizes)
+        return operations + _PER_BYTE * numbers
+
     # ---- the examination -------------------------------------------------------------------------
 
     def _examine(self, grids: Grids, evidence: Evidence) -> None:
@@ -260,7 +266,7 @@ class _Examination:
             evidence.method = SAME
             return
         impulses = sum(prod(leaf) for leaf in grids.sizes[0])
-        operations = sum(self._cost(sizes)[0] * sum(prod(leaf) for leaf in sizes) for sizes in grids.sizes)
+        operations = sum(self._work(sizes) * sum(prod(leaf) for leaf in sizes) for sizes in grids.sizes)
         allowed = _FEW_OPERATIONS if grids.free else _MOST_OPERATIONS
         everywhere = impulses <= _MOST_IMPULSES and operations <= allowed
         for sizes in grids.sizes:

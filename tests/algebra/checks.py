@@ -1,0 +1,196 @@
+"""What it means that a law is right. Each check takes the algebra that it looks at, raises AssertionError
+where it is wrong, and says whether the law folded; the planted bugs run through the same checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from cases import conv, weights, x
+
+from oracle import assert_same, joined, matrix, output_size, padded, picked, run, total
+
+SIZES = range(1, 10)
+KNOWN = (1, 4, 7)
+
+
+def same_map(result: Any, data: np.ndarray, expected: np.ndarray) -> None:
+    """``result`` says and gives what is expected of ``data``."""
+    assert result.kernel.shape[2:] == tuple(window.taps for window in result.windows)
+    assert_same(run(result, data), expected)
+
+
+def compose_along_an_axis(algebra: Any, outer: Any, inner: Any, bias: bool, sizes: Iterable[int] = SIZES) -> bool:
+    """One channel, one axis: ``outer`` after ``inner``, on every impulse of every size, known and unknown."""
+    first, second, offset = weights(inner.taps, 1), weights(outer.taps, 2), 5.0 if bias else 0.0
+    a = algebra.convolution([[first]], [offset], (like(algebra, inner),))
+    b = algebra.convolution([[second]], [3.0], (like(algebra, outer),))
+    whole = algebra.compose(b, a)
+    for size in sizes:
+        middle = output_size(inner, size)
+        if middle < 0 or middle + min(outer.before, 0) + min(outer.after, 0) < 0:
+            continue  # no framework runs this
+        answers = [whole, algebra.compose(b, a, (size,))] if size in KNOWN else [whole]
+        last = matrix(outer, second, middle)
+        expected = last @ matrix(inner, first, size)
+        for answer in answers:
+            if isinstance(answer, algebra.AffineConv):
+                (window,) = answer.windows
+                assert_same(matrix(window, answer.kernel[0, 0].tolist(), size), expected)
+                assert_same(np.full(len(last), answer.bias[0]), last.sum(axis=1) * offset + 3.0)
+    return isinstance(whole, algebra.AffineConv)
+
+
+def a_composition_is_a_convolution(outer: Any, inner: Any, bias: bool, sizes: Iterable[int]) -> bool:
+    """The truth about :func:`compose_along_an_axis`, by trying: the only convolution that it could be is the one that
+    the interior shows; whether that is right at the borders of every size."""
+    first, second, offset = weights(inner.taps, 1), weights(outer.taps, 2), 5.0 if bias else 0.0
+    kernel: dict[int, float] = {}
+    for v, later in enumerate(second):
+        for u, earlier in enumerate(first):
+            place = inner.stride * (outer.dilation * v - outer.before) + inner.dilation * u - inner.before
+            kernel[place] = kernel.get(place, 0.0) + later * earlier
+    for size in sizes:
+        middle = output_size(inner, size)
+        if middle < 0 or middle + min(outer.before, 0) + min(outer.after, 0) < 0:
+            continue
+        last = matrix(outer, second, middle)
+        truth = last @ matrix(inner, first, size)
+        guess = np.zeros_like(truth)
+        for i in range(len(guess)):
+            for place, weight in kernel.items():
+                if 0 <= inner.stride * outer.stride * i + place < size:
+                    guess[i, inner.stride * outer.stride * i + place] = weight
+        constant = last.sum(axis=1) * offset
+        if not np.array_equal(truth, guess) or np.any(constant != sum(second) * offset):
+            return False
+    return True
+
+
+def reads_all_that_it_pads(window: Any) -> bool:
+    """At some size it reads the padded position next to the data, on each side that it pads."""
+    seen: set[str] = set()
+    for size in range(1, 12):
+        for i in range(output_size(window, size)):
+            for t in range(window.taps):
+                place = window.stride * i - window.before + window.dilation * t
+                seen |= {"before"} if place == -1 else {"after"} if place == size else set()
+    return (window.before <= 0 or "before" in seen) and (window.after <= 0 or "after" in seen)
+
+
+def compose(algebra: Any, b: Any, a: Any, spaces: Iterable[tuple[int, ...]]) -> bool:
+    """``b`` after ``a``, with channels, groups and any number of axes."""
+    whole = algebra.compose(b, a)
+    for space in spaces:
+        data = x(a.channels_in, *space)
+        expected = run(b, run(a, data))
+        for answer in (whole, algebra.compose(b, a, space)):
+            if isinstance(answer, algebra.AffineConv):
+                same_map(answer, data, expected)
+    return isinstance(whole, algebra.AffineConv)
+
+
+def add_along_an_axis(algebra: Any, one: Any, other: Any, sizes: Iterable[int] = SIZES) -> bool:
+    """One channel, one axis: the sum of two maps. At a known size it must fold wherever strides and sizes agree."""
+    first, second = weights(one.taps, 1), weights(other.taps, 2)
+    a = algebra.convolution([[first]], [2.0], (like(algebra, one),))
+    b = algebra.convolution([[second]], [3.0], (like(algebra, other),))
+    whole = algebra.add([a, b])
+    for size in sizes:
+        if min(output_size(one, size), output_size(other, size)) < 0:
+            continue
+        left, right = matrix(one, first, size), matrix(other, second, size)
+        here = algebra.add([a, b], (size,))
+        fits = one.stride == other.stride and left.shape == right.shape
+        assert one.floating or other.floating or isinstance(here, algebra.AffineConv) == fits
+        for answer in (whole, here):
+            if isinstance(answer, algebra.AffineConv):
+                (window,) = answer.windows
+                assert_same(matrix(window, answer.kernel[0, 0].tolist(), size), total([left, right]))
+                assert_same(answer.bias, np.array([5.0]))
+    return isinstance(whole, algebra.AffineConv)
+
+
+def add(algebra: Any, terms: Sequence[Any], spaces: Iterable[tuple[int, ...]]) -> bool:
+    """The sum of any number of maps."""
+    whole = algebra.add(terms)
+    for space in spaces:
+        data = x(terms[0].channels_in, *space)
+        for answer in (whole, algebra.add(terms, space)):
+            if isinstance(answer, algebra.AffineConv):
+                same_map(answer, data, total([run(term, data) for term in terms]))
+    return isinstance(whole, algebra.AffineConv)
+
+
+def stack(algebra: Any, parts: Sequence[Any], channels: int, spaces: Iterable[tuple[int, ...]]) -> bool:
+    """The concatenation of maps, and of channels that are 0."""
+    whole = algebra.stack(parts, channels)
+    for space in spaces:
+        data = x(channels, *space)
+        given = [part if isinstance(part, int) else run(part, data) for part in parts]
+        shape = next(part.shape[1:] for part in given if not isinstance(part, int))
+        rows = [np.zeros((part, *shape)) if isinstance(part, int) else part for part in given]
+        for answer in (whole, algebra.stack(parts, channels, space)):
+            if isinstance(answer, algebra.AffineConv):
+                same_map(answer, data, joined(rows))
+    return isinstance(whole, algebra.AffineConv)
+
+
+def select(algebra: Any, a: Any, channels: Sequence[int], space: tuple[int, ...]) -> None:
+    """Always folds."""
+    data = x(a.channels_in, *space)
+    same_map(algebra.select(a, channels), data, picked(run(a, data), channels))
+
+
+def pad(algebra: Any, inner: Any, widths: tuple[int, int], kind: str, sizes: Iterable[int] = range(1, 14)) -> bool:
+    """Padding the outputs of one map along one axis. Folds exactly where the literal result is the response of
+    the one map that it could be."""
+    a = conv(2, 2, (like(algebra, inner),), bias=kind != "zero", seed=2, algebra=algebra)
+    value: Any = {"zero": 0.0, "bias": a.bias, "other": a.bias + 1.0}[kind]
+    moved = [inner.before + inner.stride * widths[0], inner.after + inner.stride * widths[1]]
+    guess = conv(2, 2, (algebra.Window(inner.taps, inner.stride, inner.dilation, *moved),), seed=2, algebra=algebra)
+    guess = guess.with_bias(a.bias)
+    whole = algebra.pad(a, [widths], value)
+    exact = True
+    for size in sizes:
+        if output_size(inner, size) < 0 or output_size(inner, size) + min(0, *widths) < 0:
+            continue
+        data = x(2, size)
+        expected = padded(run(a, data), [widths], value)
+        right = np.array_equal(run(guess, data), expected)
+        exact = exact and right
+        here = algebra.pad(a, [widths], value, (size,))
+        # A dilated kernel may step over a tensor shorter than itself; the law does not look for such luck.
+        if size > inner.dilation * inner.taps and expected.size > output_size(inner, size):
+            assert isinstance(here, algebra.AffineConv) >= right
+        for answer in (whole, here):
+            if isinstance(answer, algebra.AffineConv):
+                same_map(answer, data, expected)
+    assert isinstance(whole, algebra.AffineConv) == exact, (inner, widths, kind)
+    return exact
+
+
+def regroup(algebra: Any, a: Any, groups: int, space: tuple[int, ...]) -> None:
+    """The same function with fewer groups, and back."""
+    data = x(a.channels_in, *space)
+    wide = algebra.regroup(a, groups)
+    assert wide.groups == groups
+    same_map(wide, data, run(a, data))
+    again = algebra.laws.refine_groups(wide)
+    assert again.groups == a.groups
+    assert_same(again.kernel, a.kernel)
+
+
+def everywhere(function: Callable[[np.ndarray], np.ndarray], conv: Any, spaces: Iterable[tuple[int, ...]]) -> None:
+    """``conv`` is ``function`` at all these sizes."""
+    for space in spaces:
+        data = x(conv.channels_in, *space)
+        same_map(conv, data, function(data))
+
+
+def like(algebra: Any, window: Any) -> Any:
+    """The same window as a value of this algebra."""
+    return algebra.Window(
+        window.taps, window.stride, window.dilation, window.before, window.after, window.floating
+    )
