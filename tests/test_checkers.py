@@ -63,7 +63,8 @@ def test_a_grouped_convolution_over_two_axes_by_hand() -> None:
 
 
 def test_a_dense_layer_by_hand() -> None:
-    oracle.assert_same(oracle.run(convolution([[1, 2], [3, 4]], [10, 20]), np.array([1.0, 1.0])), np.array([13, 27.0]))
+    layer = convolution([[1, 2], [3, 4]], [10, 20])
+    oracle.assert_same(oracle.run(layer, np.array([1.0, 1.0])), np.array([13.0, 27.0]))
 
 
 def test_padding_cropping_picking_and_joining_by_hand() -> None:

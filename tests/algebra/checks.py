@@ -43,8 +43,8 @@ def compose_along_an_axis(algebra: Any, outer: Any, inner: Any, bias: bool, size
 
 
 def a_composition_is_a_convolution(outer: Any, inner: Any, bias: bool, sizes: Iterable[int]) -> bool:
-    """The truth about :func:`compose_along_an_axis`, by trying: the only convolution that it could be is the one that
-    the interior shows; whether that is right at the borders of every size."""
+    """The truth about :func:`compose_along_an_axis`, by trying: the only convolution that it could be is the one
+    that the interior shows; whether that is right at the borders of every size."""
     first, second, offset = weights(inner.taps, 1), weights(outer.taps, 2), 5.0 if bias else 0.0
     kernel: dict[int, float] = {}
     for v, later in enumerate(second):
@@ -143,27 +143,29 @@ def select(algebra: Any, a: Any, channels: Sequence[int], space: tuple[int, ...]
     same_map(algebra.select(a, channels), data, picked(run(a, data), channels))
 
 
-def pad(algebra: Any, inner: Any, widths: tuple[int, int], kind: str, sizes: Iterable[int] = range(1, 14)) -> bool:
+def pad(
+    algebra: Any, inner: Any, widths: tuple[int, int], kind: str, sizes: Iterable[int] = (1, 2, 3, 6, 9, 14)
+) -> bool:
     """Padding the outputs of one map along one axis. Folds exactly where the literal result is the response of
     the one map that it could be."""
-    a = conv(2, 2, (like(algebra, inner),), bias=kind != "zero", seed=2, algebra=algebra)
+    a = conv(1, 2, (like(algebra, inner),), bias=kind != "zero", seed=2, algebra=algebra)
     value: Any = {"zero": 0.0, "bias": a.bias, "other": a.bias + 1.0}[kind]
     moved = [inner.before + inner.stride * widths[0], inner.after + inner.stride * widths[1]]
-    guess = conv(2, 2, (algebra.Window(inner.taps, inner.stride, inner.dilation, *moved),), seed=2, algebra=algebra)
+    guess = conv(1, 2, (algebra.Window(inner.taps, inner.stride, inner.dilation, *moved),), seed=2, algebra=algebra)
     guess = guess.with_bias(a.bias)
     whole = algebra.pad(a, [widths], value)
     exact = True
     for size in sizes:
         if output_size(inner, size) < 0 or output_size(inner, size) + min(0, *widths) < 0:
             continue
-        data = x(2, size)
+        data = x(1, size)
         expected = padded(run(a, data), [widths], value)
         right = np.array_equal(run(guess, data), expected)
         exact = exact and right
         here = algebra.pad(a, [widths], value, (size,))
         # A dilated kernel may step over a tensor shorter than itself; the law does not look for such luck.
         if size > inner.dilation * inner.taps and expected.size > output_size(inner, size):
-            assert isinstance(here, algebra.AffineConv) >= right
+            assert isinstance(here, algebra.AffineConv) or not right
         for answer in (whole, here):
             if isinstance(answer, algebra.AffineConv):
                 same_map(answer, data, expected)
@@ -191,6 +193,4 @@ def everywhere(function: Callable[[np.ndarray], np.ndarray], conv: Any, spaces: 
 
 def like(algebra: Any, window: Any) -> Any:
     """The same window as a value of this algebra."""
-    return algebra.Window(
-        window.taps, window.stride, window.dilation, window.before, window.after, window.floating
-    )
+    return algebra.Window(window.taps, window.stride, window.dilation, window.before, window.after, window.floating)

@@ -1,200 +1,343 @@
-"""Bugs planted into the laws, one at a time; the grid must notice each."""
+"""Bugs planted into the algebra, one at a time: a quick part of the grid must notice each of them."""
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import sys
-import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import checks
 import numpy as np
 import pytest
 from cases import conv, windows, x
 
-from oracle import run
-from refold.algebra import AffineConv, Window, affine, geometry, laws
+from oracle import average_pool, batch_norm, run, tensorflow_same
+from refold import algebra as real
+from refold.algebra import Window
 
-SOURCE = Path(laws.__file__).parent
-
-# (file, what stands there, what a tired person might write)
+# name -> (file, what stands there, what a tired person might write)
 BUGS = {
     "compose: guard of padding after a bias dropped": (
-        "laws",
+        "laws.py",
         "if pads and not np.array_equal(inner.bias, np.broadcast_to(value, inner.bias.shape)):",
         "if False:",
     ),
     "pad: guard of what lies outside dropped": (
-        "laws",
+        "laws.py",
         "if (before > 0 and not zero_before) or (after > 0 and not zero_after):",
         "if False:",
     ),
+    "pad: guard looks at one side only": (
+        "laws.py",
+        "if (before > 0 and not zero_before) or (after > 0 and not zero_after):",
+        "if before > 0 and not zero_before:",
+    ),
+    "pad: constant not compared with the bias": (
+        "laws.py",
+        "np.array_equal(inner.bias, np.broadcast_to(value, inner.bias.shape))",
+        "np.all(inner.bias == inner.bias)",
+    ),
+    "pad: stride forgotten": (
+        "geometry.py",
+        "window.before + window.stride * before",
+        "window.before + before",
+    ),
+    "outside: one position too many": (
+        "geometry.py",
+        "before = window.reach < window.stride + window.before",
+        "before = window.reach <= window.stride + window.before",
+    ),
+    "outside: stride counted behind as well": (
+        "geometry.py",
+        "after = window.after >= window.reach",
+        "after = window.after + window.stride > window.reach",
+    ),
+    "outside: refused although it is zero": (
+        "geometry.py",
+        "before = window.reach < window.stride + window.before",
+        "before = window.taps == 1",
+    ),
     "compose: inner stride forgotten for the taps": (
-        "laws",
+        "laws.py",
         "start = v * outer.dilation * inner.stride // window.dilation",
         "start = v * outer.dilation // window.dilation",
     ),
     "compose: outer dilation forgotten": (
-        "laws",
+        "laws.py",
         "start = v * outer.dilation * inner.stride // window.dilation",
         "start = v * inner.stride // window.dilation",
     ),
+    "compose: inner dilation forgotten": (
+        "laws.py",
+        "step = inner.dilation // window.dilation if inner.taps > 1 else 1",
+        "step = 1",
+    ),
+    "compose: lattice as coarse as the outer one": (
+        "geometry.py",
+        "step = gcd(*steps) or 1",
+        "step = max(steps, default=1)",
+    ),
     "compose: inner stride forgotten for the padding": (
-        "geometry",
+        "geometry.py",
         "before=inner.before + inner.stride * outer.before",
         "before=inner.before + outer.before",
     ),
-    "compose: padding swapped": (
-        "geometry",
+    "compose: padding before and after swapped": (
+        "geometry.py",
         "after=inner.after + inner.stride * outer.after",
         "after=inner.after + inner.stride * outer.before",
     ),
     "compose: stride of the outer only": (
-        "geometry",
+        "geometry.py",
         "stride=inner.stride * outer.stride",
         "stride=outer.stride",
     ),
     "compose: inner bias not carried": (
-        "laws",
+        "laws.py",
         "return AffineConv(kernel, outer.bias + carried,",
         "return AffineConv(kernel, outer.bias,",
     ),
-    "compose: groups of the inner only": (
-        "laws",
+    "compose: bias carried through the middle of the kernel only": (
+        "laws.py",
+        "gain = conv.kernel.sum(axis=tuple(range(2, conv.kernel.ndim)))",
+        "gain = conv.kernel[(slice(None), slice(None), *(n // 2 for n in conv.kernel.shape[2:]))]",
+    ),
+    "compose: bias of another group": (
+        "laws.py",
+        "per_group = constant.reshape(conv.groups, 1, -1)",
+        "per_group = constant.reshape(conv.groups, 1, -1)[::-1]",
+    ),
+    "compose: as many groups as the finer map": (
+        "laws.py",
         "groups = gcd(outer.groups, inner.groups)",
-        "groups = inner.groups",
+        "groups = max(outer.groups, inner.groups)",
+    ),
+    "compose: rows of the kernel transposed": (
+        "laws.py",
+        "product = matrix.reshape(groups, -1, middle) @",
+        "product = matrix.reshape(groups, middle, -1).swapaxes(1, 2) @",
+    ),
+    "compose: groups forgotten after a depthwise map": (
+        "laws.py",
+        "by_channel = inner.kernel.reshape(outer.groups, 1, -1,",
+        "by_channel = inner.kernel[::-1].reshape(outer.groups, 1, -1,",
+    ),
+    "compose: floating window after a bias": (
+        "laws.py",
+        "if outer_window.floating and np.any(inner.bias != 0.0):",
+        "if False:",
     ),
     "add: different strides let through": (
-        "geometry",
+        "geometry.py",
         "if any(window.stride != first.stride for window in windows):",
         "if False:",
     ),
-    "add: different sizes let through": (
-        "geometry",
+    "add: slack ignored": (
+        "geometry.py",
         "return None\n    # At one",
         "return max(slacks)\n    # At one",
     ),
-    "add: taps at the wrong offset": (
-        "geometry",
-        "start = (within.before - window.before) // within.dilation",
-        "start = (within.after - window.after) // within.dilation",
+    "add: slack of the first branch at a known size": (
+        "geometry.py",
+        "len({window.output_size(size) for window in windows}) > 1",
+        "False",
+    ),
+    "add: taps at the wrong end": (
+        "geometry.py",
+        "distance = within.before - window.before",
+        "distance = within.after - window.after",
     ),
     "add: dilation forgotten": (
-        "geometry",
+        "geometry.py",
         "step = window.dilation // within.dilation if window.taps > 1 else 1",
         "step = 1",
     ),
+    "add: distances left out of the lattice": (
+        "geometry.py",
+        "distances += [-window.before - low for window in windows]",
+        "distances += []",
+    ),
+    "add: a branch overwrites the others": (
+        "laws.py",
+        "kernel[_places(term, windows)] += regroup(term, groups).kernel",
+        "kernel[_places(term, windows)] = regroup(term, groups).kernel",
+    ),
     "add: bias of the first branch only": (
-        "laws",
+        "laws.py",
         "bias = np.sum([term.bias for term in terms], axis=0)",
         "bias = terms[0].bias",
     ),
+    "add: as many groups as the finest branch": (
+        "laws.py",
+        "groups = reduce(gcd, (term.groups for term in terms))",
+        "groups = max(term.groups for term in terms)",
+    ),
+    "add: floating windows all let through": (
+        "geometry.py",
+        "or len(distances) > 1:",
+        "or False:",
+    ),
+    "add: floating taps at the start": (
+        "geometry.py",
+        "distance = within.reach // 2 - window.reach // 2",
+        "distance = 0",
+    ),
+    "stack: bias forgotten": ("laws.py", "bias[rows] = part.bias", "pass"),
+    "stack: empty channels forgotten": (
+        "laws.py",
+        "if isinstance(part, int):\n            start += part\n",
+        "if isinstance(part, int):\n",
+    ),
+    "select: groups kept where they may not be": ("laws.py", "if same_share and kept:", "if kept:"),
+    "select: bias in the old order": (
+        "laws.py",
+        "AffineConv(picked, inner.bias[index],",
+        "AffineConv(picked, inner.bias[: index.size],",
+    ),
     "regroup: blocks in the wrong place": (
-        "laws",
+        "laws.py",
         "place = (rows // per_out) % (conv.groups // groups)",
         "place = rows % (conv.groups // groups)",
     ),
-    "select: groups kept where they may not be": ("laws", "if same_share and kept:", "if kept:"),
-    "pad: stride forgotten": ("geometry", "window.before + window.stride * before", "window.before + before"),
-    "zero outside: one position too many": (
-        "geometry",
-        "before = window.reach < window.stride + window.before",
-        "before = window.reach <= window.stride + window.before",
+    "refine_groups: one tap looked at": (
+        "laws.py",
+        "used = np.any(kernel != 0.0, axis=tuple(range(2, kernel.ndim)))",
+        "used = kernel.reshape(*kernel.shape[:2], -1)[:, :, 0] != 0.0",
+    ),
+    "refine_groups: a block ignored": (
+        "laws.py",
+        "if not np.any(blocks & ~np.eye(parts, dtype=bool)):",
+        "if not np.any((blocks & ~np.eye(parts, dtype=bool))[:-1]):",
+    ),
+    "batch norm: epsilon outside the root": (
+        "affine.py",
+        "1.0 / np.sqrt(np.asarray(variance, dtype=np.float64) + epsilon)",
+        "1.0 / (np.sqrt(np.asarray(variance, dtype=np.float64)) + epsilon)",
+    ),
+    "batch norm: gamma forgotten in the shift": (
+        "affine.py",
+        "shift = -center * scale",
+        "shift = -center / np.sqrt(np.asarray(variance) + epsilon)",
+    ),
+    "average pool: divided by one axis": ("affine.py", "1.0 / prod(taps)", "1.0 / taps[0]"),
+    "same: the odd one in front": (
+        "geometry.py",
+        "return Window(taps, stride, dilation, total // 2, total - total // 2)",
+        "return Window(taps, stride, dilation, total - total // 2, total // 2)",
+    ),
+    "same: dilation forgotten": (
+        "geometry.py",
+        "(-(-size // stride) - 1) * stride + reach + 1 - size",
+        "(-(-size // stride) - 1) * stride + taps - size",
+    ),
+    "same: taken for fixed with stride 2": (
+        "geometry.py",
+        "if reach // 2 == max(reach + 1 - stride, 0) // 2:",
+        "if stride <= 2:",
     ),
 }
 
 
-def damaged(file: str, old: str, new: str) -> types.ModuleType:
-    """The laws with one line changed."""
-    sources = {name: (SOURCE / f"{name}.py").read_text(encoding="utf-8") for name in ("geometry", "laws")}
-    assert sources[file].count(old) == 1, f"{file}.py no longer says: {old}"
-    sources[file] = sources[file].replace(old, new)
-    modules = {}
-    for name, source in sources.items():
-        module = types.ModuleType(f"damaged_{name}")
-        sys.modules[module.__name__] = module
-        source = source.replace("from refold.algebra import geometry", "import damaged_geometry as geometry")
-        source = source.replace(
-            "from refold.algebra.geometry import Window", "from refold.algebra.geometry import Window"
-        )
-        if name == "geometry":
-            # The maps of the tests are made of the real windows.
-            source = source.replace("@final\n@dataclass(frozen=True, slots=True)\nclass Window:", "class _Unused:")
-            source = source.replace("UNIT = Window()", "from refold.algebra.geometry import UNIT, Window")
-        exec(compile(source, f"damaged {name}", "exec"), module.__dict__)
-        modules[name] = module
-    return modules["laws"]
+def quick_grid(algebra: Any) -> None:
+    """Raises AssertionError (or falls over) where ``algebra`` is wrong."""
+    axis = list(windows((1, 2), ((0, 0), (1, 0), (0, 1), (2, 1), (-1, 1))))
+    unit = algebra.Window()
+
+    def made(channels_in: int, channels_out: int, taken: tuple[Any, ...], *rest: Any) -> Any:
+        own = tuple(checks.like(algebra, window) for window in taken)
+        return conv(channels_in, channels_out, own, *rest, algebra=algebra)
+
+    for index, outer in enumerate(axis):
+        for inner in (*axis[index % 3 :: 7], Window(3, 1, 1, 2, 2), Window()):
+            for bias in (False, True):
+                folds = checks.compose_along_an_axis(algebra, outer, inner, bias, (4, 7))
+                if not bias and inner in (Window(), Window(3, 1, 1, 2, 2)):
+                    assert folds
+            checks.add_along_an_axis(algebra, outer, inner, (4, 7))
+    for window in axis[::3]:
+        for kind in ("zero", "bias", "other"):
+            checks.pad(algebra, window, (1, 1), kind, (3, 6, 7))
+    for outer_groups, inner_groups in ((1, 1), (2, 1), (1, 2), (2, 4), (4, 2), (4, 4)):
+        a = made(4, 4, (Window(2, 2, 1),), inner_groups, True, 1)
+        for b in (made(4, 8, (Window(2),), outer_groups), made(4, 4, (Window(2),), outer_groups)):
+            assert checks.compose(algebra, b, a, [(7,)])
+        b = made(4, 4, (Window(1, 2, 1, 0, -1),), outer_groups, True, 2)
+        assert checks.add(algebra, [a, b, a], [(7,)])
+        assert checks.stack(algebra, [a, 3, b], 4, [(7,)])
+        for channels in ([0, 1], [0, 3], [3, 2, 1, 0], [1, 0, 3, 2], [0, 2]):
+            checks.select(algebra, a, channels, (7,))
+        checks.regroup(algebra, a, 1, (7,))
+    floating = [algebra.same(taps, stride, 1, None) for stride in (2, 3) for taps in (3, 5, 2, 4, 6, 1)]
+    for one in floating:
+        for other in floating:
+            checks.add_along_an_axis(algebra, one, other, (6, 7, 8))
+    assert not checks.compose(algebra, made(2, 2, tuple(floating[:1])), made(2, 2, (unit,)), [(6,)])
+    for taps, stride, dilation, size in ((3, 2, 1, 6), (2, 1, 1, 5), (3, 2, 2, 7), (5, 3, 1, 7)):
+        window = algebra.same(taps, stride, dilation, size)
+        assert (window.before, window.after) == tensorflow_same(size, taps, stride, dilation)
+        unknown = algebra.same(taps, stride, dilation, None)
+        starts = {tensorflow_same(n, taps, stride, dilation)[0] for n in range(1, 13)}
+        assert unknown.floating == (len(starts) > 1)
+    broken = algebra.regroup(made(4, 4, (Window(2),), 4), 1).kernel.copy()
+    broken[3, 2, 1] = 1.0
+    wide = algebra.convolution(broken, None, (algebra.Window(2),))
+    checks.same_map(algebra.laws.refine_groups(wide), x(4, 5), run(wide, x(4, 5)))
+    pair = (algebra.Window(2), algebra.Window(4))
+    checks.same_map(algebra.average_pool(2, pair), x(2, 5, 6), average_pool(x(2, 5, 6), pair))
+    norm = algebra.batch_norm([1.0, 2.0], [3.0, 8.0], 1.0, [4.0, 6.0], [5.0, 7.0], 1)
+    checks.same_map(norm, x(2, 3), batch_norm(x(2, 3), [1.0, 2.0], [3.0, 8.0], 1.0, [4.0, 6.0], [5.0, 7.0]))
 
 
-def disagreements(module: Any) -> Iterator[str]:
-    """Places where the laws of ``module`` are not what the literal loops say."""
-    grid = [w for w in windows() if w.dilation == 1 or w.taps > 1][::2]
-    for index, (b, a) in enumerate(zip(grid, grid[7:] + grid[:7], strict=True)):
-        for bias in (False, True):
-            for groups in (1, 2):
-                inner, outer = conv(4, 4, (a,), groups, bias, seed=index), conv(4, 4, (b,), 3 - groups, seed=7)
-                yield from compare(
-                    module.compose(outer, inner), inner, lambda d, i=inner, o=outer: run(o, run(i, d))
-                )
-                yield from compare(module.pad(inner, [(1, 1)], 0.0), inner, lambda d, i=inner: padded(run(i, d)))
-                yield from compare(
-                    module.pad(inner, [(1, 1)], inner.bias), inner, lambda d, i=inner: padded(run(i, d), i.bias)
-                )
-                picked = [1, 0, 2, 3] if index % 2 else [0, 2, 3]
-                yield from compare(module.select(inner, picked), inner, lambda d, i=inner, p=picked: run(i, d)[p])
-    for a in grid[::2]:
-        for b in grid[1::3]:
-            one, other = conv(4, 4, (a,), 2, seed=1), conv(4, 4, (b,), 4, seed=2)
-            yield from compare(
-                module.add([one, other]), one, lambda d, i=one, o=other: together(run(i, d), run(o, d))
-            )
+NUMBERS = count()
 
 
-def padded(y: np.ndarray, value: Any = 0.0) -> np.ndarray:
-    edge = np.broadcast_to(np.reshape(value, (-1, 1)), (y.shape[0], 1))
-    return np.concatenate([edge, y, edge], axis=1)
-
-
-def together(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return one + other if one.shape == other.shape else np.full((1, 1), np.nan)
-
-
-def compare(result: Any, source: AffineConv, expected: Callable[[np.ndarray], np.ndarray]) -> Iterator[str]:
-    if not isinstance(result, AffineConv):
-        return
-    for size in (4, 5, 7):
-        data = x(source.channels_in, size)
-        if run(source, data).shape[1] < 2:
-            continue
-        wanted = expected(data)
-        given = run(result, data)
-        if wanted.size and not (wanted.shape == given.shape and np.array_equal(wanted, given)):
-            yield f"{result.windows}"
-
-
-def caught(module: Any) -> bool:
+@contextmanager
+def planted(folder: Path, file: str, old: str, new: str) -> Iterator[Any]:
+    """A copy of the algebra with one place changed, imported under a name of its own."""
+    name = f"planted_{next(NUMBERS)}"
+    copy = folder / name
+    shutil.copytree(Path(real.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in copy.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if path.name == file:
+            assert source.count(old) == 1, f"{file} does not say exactly once: {old}"
+            source = source.replace(old, new)
+        path.write_text(source.replace("refold.algebra", name), encoding="utf-8")
+    sys.path.insert(0, str(folder))
     try:
-        return next(disagreements(module), None) is not None
-    except (ValueError, IndexError, AttributeError):
-        return True  # a crash is noticed as well
+        yield importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
+            del sys.modules[loaded]
 
 
-def test_the_laws_as_they_are_have_none() -> None:
-    assert next(disagreements(laws), None) is None
+def falls(check: Callable[[], None]) -> bool:
+    """Whether the check notices something; falling over is noticing, too."""
+    try:
+        with np.errstate(all="ignore"):
+            check()
+    except (AssertionError, ValueError, IndexError, ZeroDivisionError):
+        return True
+    return False
+
+
+def test_the_algebra_as_it_is_passes() -> None:
+    quick_grid(real)
+
+
+def test_an_undamaged_copy_passes(tmp_path: Path) -> None:
+    with planted(tmp_path, "laws.py", "ZERO_AFTER_BIAS = ", "ZERO_AFTER_BIAS = ") as copy:
+        assert copy is not real
+        quick_grid(copy)
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_planted_bug_is_caught(bug: str) -> None:
-    assert caught(damaged(*BUGS[bug]))
-
-
-def test_wrong_epsilon_is_caught() -> None:
-    """A batch norm is its definition: nothing but the right epsilon gives it."""
-    right = affine.batch_norm([0.0], [3.0], 1.0, axes=1)
-    wrong = affine.batch_norm([0.0], [3.0], 0.999, axes=1)
-    data = np.array([[2.0]])
-    assert run(right, data)[0, 0] == 1.0
-    assert run(wrong, data)[0, 0] != 1.0
-
-
-assert geometry.Window is Window
+def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
+    with planted(tmp_path, *BUGS[bug]) as damaged:
+        assert falls(lambda: quick_grid(damaged))

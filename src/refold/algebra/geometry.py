@@ -164,7 +164,7 @@ def _floating_union(windows: list[Window]) -> Window | Refusal:
     """Windows that float alike: their starts stay at one distance, whatever the size."""
     stride = windows[0].stride
     widest = max(windows, key=lambda window: window.reach)
-    offsets = []
+    offsets: list[int] = []
     for window in windows:
         distances = {
             max(widest.reach + 1 - r, 0) // 2 - max(window.reach + 1 - r, 0) // 2 for r in range(1, stride + 1)
