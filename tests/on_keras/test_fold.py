@@ -37,7 +37,7 @@ def errors(model: Any, plain: Any, example: Any = None, size: int = 9) -> tuple[
     inputs = inputs_of(before, size=size)
     reference = FRONTEND.evaluate(before, dict(zip(before.graph.inputs, inputs, strict=True)), before.graph.outputs)
     exact = [reference[name] for name in before.graph.outputs]
-    scale = max(float(np.abs(array).max()) for array in exact)
+    scale = max(float(np.abs(array).max()) for array in exact) or 1.0
     folded, original = (
         max(float(np.abs(a - b).max()) for a, b in zip(FRONTEND.run(lifted, inputs), exact, strict=True))
         for lifted in (after, before)

@@ -221,14 +221,24 @@ class _Search:
         if name in roots:
             return
         readers = [other for other in computed if name in self._leaves(other, state)]
+        if len(readers) > 1:
+            missing = self.chosen.keys() - computed
+            yield from self._without(name, readers, lambda cut: True)
+            yield from self._without(name, readers, lambda cut: cut.leaves.isdisjoint(missing))
+
+    def _without(
+        self, name: str, readers: list[str], allowed: Callable[[Cut], bool]
+    ) -> Iterator[dict[str, Cut | None]]:
+        """No longer computing ``name``: every reader takes the cheapest of its other cuts that are allowed.
+        The cheapest of all may read what would have to be computed anew."""
         without: dict[str, Cut | None] = {}
         for reader in readers:
-            options = [cut for cut in self.cuts[reader] if name not in cut.leaves and cut.refusal is None]
+            cuts = [cut for cut in self.cuts[reader] if name not in cut.leaves and cut.refusal is None]
+            options = [cut for cut in cuts if allowed(cut)]
             if not options:
                 return
             without[reader] = min(options, key=lambda cut: cut.cost.estimate)
-        if len(readers) > 1:
-            yield without
+        yield without
 
     # ---- result ----------------------------------------------------------------------------------
 

@@ -131,6 +131,9 @@ def _in_double(call: Call, args: Any) -> Any:
         if call.part in ("depthwise", "pointwise"):
             kind, config, weights = _separable_part(layer, call.part, config, weights)
         double = kind.from_config(config)
+        if isinstance(double, layers.Rescaling):
+            # TensorFlow takes a plain number through float32 on its way to any other type.
+            double.scale, double.offset = np.float64(double.scale), np.float64(double.offset)
         symbols = keras.tree.map_structure(_symbol, args)
         double(*symbols)  # builds it
         double.set_weights([np.asarray(weight, dtype=_wide(weight)) for weight in weights])

@@ -136,8 +136,20 @@ def _borders(windows: tuple[Window, ...], data_format: str, name: str, dtype: An
         widths = tuple((max(sign * w.before, 0), max(sign * w.after, 0)) for w in windows)
         if any(any(pair) for pair in widths):
             argument = widths[0] if axes == 1 else widths
-            borders.append(kinds[axes](argument, data_format=data_format, name=f"{name}_{word}", dtype=dtype))
+            if kinds is _CROPPING and axes == 1:
+                borders += _cropping_1d(argument, data_format, f"{name}_{word}", dtype)
+            else:
+                borders.append(kinds[axes](argument, data_format=data_format, name=f"{name}_{word}", dtype=dtype))
     return borders
+
+
+def _cropping_1d(widths: Any, data_format: str, name: str, dtype: Any) -> list[Any]:
+    # This one of Keras' layers knows no data format and crops the middle axis.
+    crop = layers.Cropping1D(widths, name=name, dtype=dtype)
+    if data_format == "channels_last":
+        return [crop]
+    to, back = (layers.Permute((2, 1), name=f"{name}_{way}", dtype=dtype) for way in ("to", "back"))
+    return [to, crop, back]
 
 
 def _scaling(

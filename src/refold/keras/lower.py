@@ -126,7 +126,7 @@ class _Lowering:
 
     def step(self, call: Call) -> None:
         """Add what takes the place of one recorded step, if anything does."""
-        if not any(id(output) in self.needed and id(output) not in self.tensors for output in call.outputs):
+        if not self.missing(call):
             return
         scope = self.whole_scope(call)
         if scope is not None:
@@ -134,12 +134,14 @@ class _Lowering:
             self.keep(scope.outputs, self.apply(clone, scope.args, scope.kwargs))
             self.finish(clone, stored_weights(scope.layer))
             return
-        value = self.name_of(call.outputs[0])
-        node = self.graph.producer.get(value)
-        region = self.plan.chosen.get(value)
-        if region is not None:
-            self.express(call, region.form, region.biased, region.nodes)
-        elif self.is_activation(call):
+        for output in self.missing(call):
+            region = self.plan.chosen.get(self.name_of(output))
+            if region is not None:
+                self.express(call, output, region.form, region.biased, region.nodes)
+        if not self.missing(call):
+            return
+        node = self.graph.producer.get(self.name_of(call.outputs[0]))
+        if self.is_activation(call):
             self.activate(call)
         elif node is not None and self.is_expressed(call, node):
             self.express_node(call, node)
@@ -155,9 +157,13 @@ class _Lowering:
         else:
             self.repeat(call)
 
+    def missing(self, call: Call) -> list[Any]:
+        """The results of a step that are needed and not there yet."""
+        return [output for output in call.outputs if id(output) in self.needed and id(output) not in self.tensors]
+
     def keep(self, old: Any, made: Any) -> None:
         for before, after in zip(symbolic_tensors(old), symbolic_tensors(made), strict=True):
-            self.tensors[id(self.record.canonical(before))] = after
+            self.tensors.setdefault(id(self.record.canonical(before)), after)
 
     # ---- layers that stay ------------------------------------------------------------------------
 
@@ -234,16 +240,17 @@ class _Lowering:
             self.repeat(call)
             return
         biased = isinstance(node.op, Affine) and node.op.biased
-        self.express(call, form, biased, (node.name,))
+        self.express(call, call.outputs[0], form, biased, (node.name,))
 
-    def express(self, call: Call, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
-        """Add ``sum_i conv_i(leaf_i) + bias`` as plain layers, and the activation if it follows."""
-        value = self.name_of(call.outputs[0])
+    def express(self, call: Call, output: Any, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
+        """Add ``sum_i conv_i(leaf_i) + bias`` as plain layers in the place of one result of a step, and the
+        activation if it follows."""
+        value = self.name_of(output)
         steps = [self.record.step(node) for node in nodes]
-        policy = _policy(steps, call.outputs[0].dtype)
+        policy = _policy(steps, output.dtype)
         name = self.region_name(steps)
         dense = any(isinstance(step.operation, _DENSE) for step in steps)
-        rank, axis = len(call.outputs[0].shape), self.forms.axes[value]
+        rank, axis = len(output.shape), self.forms.axes[value]
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
         fused = self.fused_scope(call) if len(form.terms) == 1 and convolved else None
         bias = form.bias if biased or np.any(form.bias) else None
@@ -272,10 +279,11 @@ class _Lowering:
             total = layers.Add(name=self.unique(f"{name}_sum"), dtype=policy)(results)
         if not convolved and np.any(form.bias):
             shape = [-1 if place == axis else 1 for place in range(1, rank)]
-            shift = layers.Rescaling(1.0, form.bias.astype("float32").reshape(shape), dtype=policy)
+            stored = "float64" if policy.variable_dtype == "float64" else "float32"
+            shift = layers.Rescaling(1.0, form.bias.astype(stored).reshape(shape), dtype=policy)
             shift.name = self.unique(f"{name}_shift")
             total = shift(total)
-        self.keep(fused.outputs if fused else call.outputs, total)
+        self.keep(fused.outputs if fused else output, total)
 
     def on_axis(self, leaf: str, axis: int, name: str, cast: str | None) -> Any:
         """The new tensor of ``leaf`` with its channels on ``axis``, for a layer that casts to ``cast``."""
