@@ -15,7 +15,7 @@ from made_up import HOSTILE, certificate, plan
 
 from refold.algebra.cost import Cost
 from refold.bench import summarize
-from refold.report import terminal
+from refold.report import markdown, terminal
 from refold.report.page import Page, Training, render
 
 
@@ -96,3 +96,30 @@ def test_timing_is_a_median_of_pairs() -> None:
     assert result.before.median == 4.0
     assert result.to_json()["schema"] == "refold.timing/1"
     assert str(result).startswith("2.00 times as fast")
+
+
+def test_markdown_says_the_same_and_lets_no_name_act() -> None:
+    text = markdown.render(Page(HOSTILE, plan(name=HOSTILE), certificate(HOSTILE), timing()))  # type: ignore[arg-type]
+    assert text.startswith("### Refuted: not the same function")
+    assert "\x1b" not in text
+    for line in text.split("\n"):
+        outside_code = "".join(line.split("`")[::2])
+        assert "<script" not in outside_code
+        if line.startswith("|"):
+            assert line.endswith("|")
+    assert text.count("<details>") == text.count("</details>") == 3
+
+
+def test_tables_of_markdown_have_as_many_cells_as_heads() -> None:
+    text = markdown.render(Page("plan", plan()))
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    assert tables
+    for table in tables:
+        assert len({len(re.findall(r"\|", row)) for row in table.strip().split("\n")}) == 1
+
+
+def test_notebooks_show_plans_and_certificates_without_running_what_they_name() -> None:
+    for shown in (plan(name=HOSTILE), certificate(HOSTILE)):
+        html = shown._repr_html_()
+        assert html.startswith("<pre>")
+        assert "<script" not in html

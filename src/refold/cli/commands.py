@@ -15,27 +15,27 @@ from refold import verbs
 from refold.errors import InputError
 from refold.files import write_atomically
 from refold.frontend import Frontend, frontend_for
-from refold.report import terminal
-from refold.report.page import Page, render
+from refold.report import markdown, page, terminal
+from refold.report.page import Page
 
 SAME, DIFFERENT = 0, 1
 
 
 def inspect(options: argparse.Namespace) -> int:
     """``refold inspect MODEL``"""
-    _check_free(options.html, options)
+    _check_reports(options)
     _, model = _load(options.model, options)
     with _busy("looking for what folds"):
         plan = verbs.inspect(model)
     _show(plan.to_json(), terminal.plan(plan), options)
-    _write_page(Page(title=options.model.name, plan=plan), options)
+    _write_reports(Page(title=options.model.name, plan=plan), options)
     return DIFFERENT if options.fail_if_foldable and plan.changes_something else SAME
 
 
 def fold(options: argparse.Namespace) -> int:
     """``refold fold MODEL -o PLAIN``"""
     _check_free(options.output, options, options.model)
-    _check_free(options.html, options)
+    _check_reports(options)
     frontend, model = _load(options.model, options)
     if frontend_for(options.output) is not frontend:
         raise InputError(f"{options.output}: the result is a model of {frontend.name}; give it the ending of one")
@@ -50,7 +50,7 @@ def fold(options: argparse.Namespace) -> int:
         print("refold: the result is not the same function, so nothing was written", file=sys.stderr)
         return DIFFERENT
     frontend.save(plain, options.output, overwrite=options.force)
-    _write_page(Page(title=options.model.name, plan=plan, certificate=certificate), options)
+    _write_reports(Page(title=options.model.name, plan=plan, certificate=certificate), options)
     print(f"written to {options.output}", file=sys.stderr)
     return SAME
 
@@ -58,7 +58,7 @@ def fold(options: argparse.Namespace) -> int:
 def prove(options: argparse.Namespace) -> int:
     """``refold prove MODEL PLAIN``"""
     _check_free(options.certificate, options)
-    _check_free(options.html, options)
+    _check_reports(options)
     _, model = _load(options.model, options)
     _, plain = _load(options.plain, options)
     with _busy("proving"):
@@ -67,7 +67,7 @@ def prove(options: argparse.Namespace) -> int:
     if options.certificate is not None:
         _write_text(options.certificate, json.dumps(certificate.to_json(), indent=1), options.force)
     title = f"{options.model.name} and {options.plain.name}"
-    _write_page(Page(title=title, certificate=certificate), options)
+    _write_reports(Page(title=title, certificate=certificate), options)
     return SAME if certificate.ok else DIFFERENT
 
 
@@ -130,9 +130,15 @@ def _check_free(path: Path | None, options: argparse.Namespace, source: Path | N
         raise InputError(f"{path}: there is no folder {path.absolute().parent}")
 
 
-def _write_page(page: Page, options: argparse.Namespace) -> None:
-    if options.html is not None:
-        _write_text(options.html, render(page), getattr(options, "force", False))
+def _check_reports(options: argparse.Namespace) -> None:
+    for path in (options.html, options.markdown):
+        _check_free(path, options)
+
+
+def _write_reports(content: Page, options: argparse.Namespace) -> None:
+    for path, render in ((options.html, page.render), (options.markdown, markdown.render)):
+        if path is not None:
+            _write_text(path, render(content), getattr(options, "force", False))
 
 
 def _write_text(path: Path, text: str, overwrite: bool) -> None:

@@ -56,6 +56,7 @@ def _add_output(parser: argparse.ArgumentParser, page: bool = True) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     if page:
         parser.add_argument("--html", type=Path, metavar="FILE", help="write a report page")
+        parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report for a pull request")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from html import escape
 from typing import Any, final
 
 from refold.algebra.affine import AffineConv
@@ -131,6 +132,10 @@ class Plan:
         lines += [f"  {name}: its weights become plain weights" for name in self.evaluated]
         lines += [f"  {kept}" for kept in self.kept]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def _count(number: int, noun: str) -> str:

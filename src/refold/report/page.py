@@ -59,9 +59,9 @@ def render(page: Page) -> str:
     return environment.get_template("page.html").render(
         page=page,
         tone=_tone(page),
-        verdict=_verdict(page),
+        verdict=verdict(page),
         headline=headline(plan) if plan else "",
-        gains=_gains(page),
+        gains=gains(page),
         before=drawing.before(plan) if plan else None,
         after=drawing.after(plan) if plan else None,
         box_width=drawing.WIDTH,
@@ -77,7 +77,8 @@ def _tone(page: Page) -> str:
     return "good" if page.certificate.ok else "bad"
 
 
-def _verdict(page: Page) -> str:
+def verdict(page: Page) -> str:
+    """What was shown, in a few words."""
     certificate = page.certificate
     if certificate is None:
         return "Not proved yet: this page shows what would fold"
@@ -89,17 +90,18 @@ def _verdict(page: Page) -> str:
     }[certificate.verdict]
 
 
-def _gains(page: Page) -> list[Gain]:
-    gains = []
+def gains(page: Page) -> list[Gain]:
+    """What folding saves, the most tangible first."""
+    found = []
     if page.plan is not None:
         for name, old, new in gain_rows(page.plan):
-            gains.append(Gain(name, f"{old:,}", f"{new:,}", min(new / max(old, 1), 1.0)))
+            found.append(Gain(name, f"{old:,}", f"{new:,}", min(new / max(old, 1), 1.0)))
     if page.timing is not None:
         first, second = page.timing.before.median, page.timing.after.median
-        gains.insert(
+        found.insert(
             0, Gain("latency", f"{1e3 * first:.2f} ms", f"{1e3 * second:.2f} ms", min(second / first, 1.0))
         )
-    return gains
+    return found
 
 
 def _curves(training: Training | None) -> dict[str, str]:
