@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 from keras import layers, ops
 from test_fold import assert_same_function
@@ -95,21 +95,37 @@ def random_model(draw: Draw) -> Any:
     pool = [inputs]
     for _ in range(draw(st.integers(2, 8))):
         made = one_step(draw, pool, rank, form)
-        if all(size is None or size > 2 for size in _space(made, 1 if form == "channels_first" else -1)):
+        # Five positions are what a dilated window of three taps needs.
+        if all(size is None or size >= 5 for size in _space(made, 1 if form == "channels_first" else -1)):
             pool.append(made)
     read = pool[-1 : -1 - draw(st.integers(1, 2)) : -1]
     return randomize(keras.Model(inputs, read), seed=draw(st.integers(0, 100)))
 
 
+def written(model: Any) -> str:
+    """The model, an operation a line, for whoever looks into a failure."""
+    lines = []
+    for operation in model.operations:
+        node = operation._inbound_nodes[-1]
+        reads = ", ".join(tensor.name for tensor in node.input_tensors)
+        gives = ", ".join(f"{tensor.name} {tuple(tensor.shape[1:])}" for tensor in node.outputs)
+        lines.append(f"{gives} = {type(operation).__name__}({reads})")
+    return "\n".join(lines)
+
+
 @given(st.data())
 def test_any_model_folds_to_the_same_function(data: Any) -> None:
     model = random_model(data.draw)
+    note(written(model))
     plan = refold.inspect(model)
+    note(str(plan))
     plain = refold.fold(model)
     assert plan.after.multiply_adds <= plan.before.multiply_adds
     assert plan.after.operators <= plan.before.operators
     assert_same_function(model, plain)
     certificate = refold.prove(model, plain)
     assert certificate.ok, str(certificate)
-    again = refold.inspect(plain)
-    assert again.after.operators == again.before.operators, "what is folded has nothing left to fold"
+    if not any("Cropping" in type(operation).__name__ for operation in model.operations):
+        # A cropping after a map is said anew as a cropping in front of one, which then meets new neighbors.
+        again = refold.inspect(plain)
+        assert again.after.operators == again.before.operators, "what is folded has nothing left to fold"
