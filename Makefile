@@ -5,19 +5,20 @@ DEMO := .venv-demo/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-keras lint bench clean
+.PHONY: help demo test test-core test-keras lint docs bench clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
 	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS))"
 	@echo "make lint    check style, format and types"
+	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make bench   measure what folding gains, into benchmarks/results/"
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(TEST) -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(TEST) -m pip install --disable-pip-version-check --group test --group lint --editable '.[keras]'
+	$(TEST) -m pip install --disable-pip-version-check --group test --group lint --group docs --editable '.[keras]'
 	touch $@
 
 .venv-demo/ready: pyproject.toml
@@ -44,8 +45,12 @@ lint: .venv/ready
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy
 
+docs: .venv/ready
+	$(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build
+	@echo "The documentation is in docs/_build/index.html"
+
 bench: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py
 
 clean:
-	rm -rf .venv .venv-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -251,3 +251,18 @@ def test_inputs_that_are_given_are_measured_too() -> None:
     assert found[0].top1 == 1.0
     assert found[0].original_rms_error
     assert found[0].ratio < 4
+
+
+def test_counterparts_that_depend_on_each_other_are_no_unknowns() -> None:
+    """Seen from a, r and x the two outputs are different maps; with a = r + x they are one function."""
+    inputs = {"x": (None, 2, 5)}
+    relu = step("r", "relu", "x")
+
+    def add(name: str, *read: str) -> Step:
+        return step(name, "add", *read, settings={"factors": (1.0,) * len(read)})
+
+    before = Model(inputs, (relu, add("a", "r", "x"), add("b", "r", "x"), add("c", "a", "b")), ("c",))
+    after = Model(inputs, (relu, add("a", "r", "x"), add("c", "a", "r", "x")), ("c",))
+    assert check(before, after).verdict is Verdict.PROVED
+    wrong = Model(inputs, (relu, add("a", "r", "x"), add("c", "a", "r")), ("c",))
+    assert check(before, wrong).verdict is Verdict.REFUTED

@@ -6,6 +6,7 @@ they take all others.
 
 from refold.keras.blocks import ACBlock as ACBlock
 from refold.keras.blocks import DiverseBranchBlock as DiverseBranchBlock
+from refold.keras.blocks import ExpressionBlock as ExpressionBlock
 from refold.keras.blocks import MobileOneBlock as MobileOneBlock
 from refold.keras.blocks import RepVGGBlock as RepVGGBlock
 from refold.keras.normalization import WeightNormalization as WeightNormalization

@@ -126,9 +126,9 @@ class Claims:
     def _rank(self, claim: Claim) -> int:
         return self.rank[1][claim[0]] + self.rank[0][claim[1]]
 
-    def _link(self, claim: Claim, avoid: Container[Claim]) -> Link | None:
-        """The two ways to the values of a claim from the nearest counterparts; None if there are none, or
-        something on the way is not linear."""
+    def _link(self, claim: Claim, avoid: Container[Claim], *, far: bool = False) -> Link | None:
+        """The two ways to the values of a claim from the nearest counterparts, or (``far``) from those that
+        no linear operator gives; None if there are none, or something on the way is not linear."""
 
         def nearest(name: str) -> bool:
             return bool(self._allowed(claim, name, avoid))
@@ -136,7 +136,8 @@ class Claims:
         def atoms(name: str) -> bool:
             return not self.after.is_linear(name) and nearest(name)
 
-        for stops, at_once in ((nearest, False), (nearest, True), (atoms, True)):
+        ways = ((atoms, True),) if far else ((nearest, False), (nearest, True), (atoms, True))
+        for stops, at_once in ways:
             after = cone(self.after, self.rank[1], claim[0], stops, at_once=at_once)
             partners = self._partners(claim, after, avoid)
             if partners is None or not after.is_linear:
@@ -189,10 +190,11 @@ class Claims:
         is_doubtful = finding.verdict is not Verdict.PROVED
         if is_doubtful and self.doubtful:
             # Perhaps the fault lies before a leaf that did not pass: then this region is right from there.
-            nearer = self._link(claim, ())
-            again = None if nearer is None else self._examined(claim, nearer)
-            if again is not None and again.verdict is Verdict.PROVED:
-                finding = again
+            finding = self._examined_again(claim, finding, self._link(claim, ()))
+        if finding.verdict is not Verdict.PROVED:
+            # Counterparts that linear operators give may depend on each other: r + x and r and x are not
+            # three unknowns. What differs as a map of all three may be equal where it starts.
+            finding = self._examined_again(claim, finding, self._link(claim, self.doubtful, far=True))
         self.findings[claim] = finding
         if is_doubtful and claim not in self.required:
             self.doubtful.add(claim)
@@ -200,6 +202,13 @@ class Claims:
     def _examined(self, claim: Claim, link: Link) -> Finding:
         result, evidence = examine(self.models, link, self.rng)
         return Finding(claim, result.verdict, result.sentence, result, link, evidence)
+
+    def _examined_again(self, claim: Claim, finding: Finding, link: Link | None) -> Finding:
+        """What is proved over ``link`` instead of ``finding``, if it is."""
+        if link is None or (finding.link is not None and link.leaves == finding.link.leaves):
+            return finding
+        again = self._examined(claim, link)
+        return again if again.verdict is Verdict.PROVED else finding
 
     def _measured(self, claim: Claim) -> Finding:
         """Where no affine region can be cut out, compare on real values."""
