@@ -302,3 +302,22 @@ def test_operations_of_numbers_and_arrays_fold() -> None:
     model = functional((4,), body)
     assert operators(refold.fold(model)) == 1
     assert_same_function(model, refold.fold(model))
+
+
+def test_a_model_with_layers_that_are_not_built_is_refused_and_stays_as_it_is() -> None:
+    class Mine(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = layers.Conv2D(4, 3)
+
+        def call(self, x: Any) -> Any:
+            return self.conv(x)
+
+    model = Mine()
+    with pytest.warns(UserWarning, match="not actually built|not being actually built|unbuilt state"):
+        model.build((None, 8, 8, 3))
+    with pytest.raises(
+        refold.errors.InputError, match=r"not built \(its layer 'conv2d\w*' is not built\): call it"
+    ):
+        refold.fold(model, (None, 8, 8, 3))
+    assert not model.conv.built

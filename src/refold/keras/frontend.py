@@ -21,7 +21,16 @@ from refold.graph.plan import Plan
 from refold.keras import execute, express
 from refold.keras.lift import Record, lift_trace
 from refold.keras.lower import lower_plan
-from refold.keras.trace import Call, Constant, Trace, UntraceableError, record, symbolic_tensors
+from refold.keras.trace import (
+    Call,
+    Constant,
+    NotBuiltError,
+    Trace,
+    UntraceableError,
+    first_line,
+    record,
+    symbolic_tensors,
+)
 
 # The size that stands in for an unknown one where costs are counted.
 NOMINAL_SIZE = 64
@@ -50,10 +59,12 @@ class KerasFrontend:
     def lift(self, model: Any, example: Any = None) -> Lifted:
         """The neutral graph of a Keras model or layer, in inference."""
         if not model.built:
-            raise InputError(f"the model '{model.name}' is not built: call it once on an input, then fold it")
+            raise _not_built(model, "")
         specs = _input_specs(model, example)
         try:
             trace = record(model, _symbols(specs, None))
+        except NotBuiltError as error:
+            raise _not_built(model, f" ({first_line(error)})") from error
         except UntraceableError as error:
             raise InputError(f"the model '{model.name}' cannot be traced: {error}") from error
         nominal = _nominal_shapes(model, specs, trace)
@@ -125,6 +136,10 @@ class KerasFrontend:
         from refold.keras import files
 
         files.save(model, path, overwrite=overwrite)
+
+
+def _not_built(model: Any, which: str) -> InputError:
+    return InputError(f"the model '{model.name}' is not built{which}: call it once on an input, then fold it")
 
 
 def lifted_output(lifted: Lifted, node: str) -> str:

@@ -134,11 +134,14 @@ class _Lowering:
             self.keep(scope.outputs, self.apply(clone, scope.args, scope.kwargs))
             self.finish(clone, stored_weights(scope.layer))
             return
+        rest = []
         for output in self.missing(call):
             region = self.plan.chosen.get(self.name_of(output))
-            if region is not None:
+            if region is None:
+                rest.append(output)
+            else:
                 self.express(call, output, region.form, region.biased, region.nodes)
-        if not self.missing(call):
+        if not rest:
             return
         node = self.graph.producer.get(self.name_of(call.outputs[0]))
         if self.is_activation(call):

@@ -11,6 +11,7 @@ recorded whole, with the reason.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -120,6 +121,10 @@ class UntraceableError(Exception):
     """The model as a whole could not be traced."""
 
 
+class NotBuiltError(UntraceableError):
+    """A layer of the model has no weights yet."""
+
+
 def symbolic_tensors(nest: Any) -> list[Any]:
     """All symbolic tensors in a nest."""
     return [leaf for leaf in keras.tree.flatten(nest) if isinstance(leaf, keras.KerasTensor)]
@@ -140,8 +145,10 @@ def record(model: Any, inputs: Any) -> Trace:
     with recorder.listening():
         try:
             recorder.trace.outputs = model(inputs, **_inference(model))
+        except NotBuiltError:
+            raise
         except Exception as error:
-            raise UntraceableError(_first_line(error)) from error
+            raise UntraceableError(first_line(error)) from error
     return recorder.trace
 
 
@@ -178,6 +185,7 @@ class _Recorder:
             stack.enter_context(keras.StatelessScope())
             stack.enter_context(mock.patch.object(keras.Layer, "symbolic_call", layer_call))
             stack.enter_context(mock.patch.object(Operation, "symbolic_call", operation_call))
+            stack.enter_context(mock.patch.object(keras.Layer, "_maybe_build", _must_be_built))
             stack.enter_context(mock.patch.object(layer_module, "Node"))
             for name, function in _VARIABLE_ARITHMETIC.items():
                 original = getattr(backend.Variable, name)
@@ -195,9 +203,11 @@ class _Recorder:
             steps, scopes = len(self.trace.calls), len(self.trace.scopes)
             try:
                 return self.called_through(layer, args, kwargs)
+            except NotBuiltError:
+                raise
             except Exception as error:  # whatever a user's `call` may raise on symbolic tensors
                 del self.trace.calls[steps:], self.trace.scopes[scopes:]
-                return self.whole(layer, args, kwargs, f"its call cannot be traced ({_first_line(error)})")
+                return self.whole(layer, args, kwargs, f"its call cannot be traced ({first_line(error)})")
         if type(layer) in WITH_ACTIVATION and not keyword_tensors(kwargs):
             return self.in_parts(layer, args, kwargs)
         return self.whole(layer, args, kwargs)
@@ -314,8 +324,15 @@ def _separable_middle(layer: Any, shape: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(middle)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+def _must_be_built(layer: Any, call_spec: Any) -> None:
+    """In the place of what builds a layer on its first call: that is for the user to do, on real data."""
+    if not layer.built:
+        raise NotBuiltError(f"its layer '{layer.name}' is not built")
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line, without what Keras puts around it."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip() or type(error).__name__  # Keras prints in bold
     for line in text.splitlines():
         if line.strip() and not line.startswith(("Exception encountered", "Could not automatically")):
             return line.strip()[:160].rstrip(".:")
