@@ -187,11 +187,15 @@ BUGS = {
         "distance = within.reach // 2 - window.reach // 2",
         "distance = 0",
     ),
-    "stack: bias forgotten": ("laws.py", "bias[rows] = part.bias", "pass"),
+    "stack: bias forgotten": (
+        "laws.py",
+        "else part.bias for part in parts]",
+        "else 0 * part.bias for part in parts]",
+    ),
     "stack: empty channels forgotten": (
         "laws.py",
-        "if isinstance(part, int):\n            start += part\n",
-        "if isinstance(part, int):\n",
+        "            start += size\n",
+        "            start += 0 if isinstance(part, int) else size\n",
     ),
     "select: groups kept where they may not be": ("laws.py", "if same_share and kept:", "if kept:"),
     "select: bias in the old order": (
@@ -206,13 +210,28 @@ BUGS = {
     ),
     "refine_groups: one tap looked at": (
         "laws.py",
-        "used = np.any(kernel != 0.0, axis=tuple(range(2, kernel.ndim)))",
-        "used = kernel.reshape(*kernel.shape[:2], -1)[:, :, 0] != 0.0",
+        "used = np.any(conv.kernel != 0.0, axis=tuple(range(2, len(conv.weights.shape))))",
+        "used = conv.kernel.reshape(*conv.kernel.shape[:2], -1)[:, :, 0] != 0.0",
     ),
     "refine_groups: a block ignored": (
         "laws.py",
-        "if not np.any(blocks & ~np.eye(parts, dtype=bool)):",
-        "if not np.any((blocks & ~np.eye(parts, dtype=bool))[:-1]):",
+        "if np.array_equal(low // columns, own) and np.array_equal(high // columns, own):",
+        "if np.array_equal((low // columns)[:-1], own[:-1]) and np.array_equal((high // columns)[:-1], own[:-1]):",
+    ),
+    "refine_groups: only the first channel looked at": (
+        "laws.py",
+        " and np.array_equal(high // columns, own):",
+        ":",
+    ),
+    "reach: counted from the start of the group": (
+        "laws.py",
+        "low = first + np.argmax(used, axis=1)",
+        "low = np.argmax(used, axis=1)",
+    ),
+    "reach: a row of zeros reads everything": (
+        "laws.py",
+        "np.where(used.any(axis=1), high, -1)",
+        "high",
     ),
     "batch norm: epsilon outside the root": (
         "affine.py",
@@ -241,6 +260,12 @@ BUGS = {
         "if stride <= 2:",
     ),
 }
+
+
+def halves(kernel: np.ndarray) -> np.ndarray:
+    """A kernel of two blocks as that of a map with two groups."""
+    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return np.concatenate([kernel[:rows, :columns], kernel[rows:, columns:]])
 
 
 def quick_grid(algebra: Any) -> None:
@@ -283,10 +308,19 @@ def quick_grid(algebra: Any) -> None:
         unknown = algebra.same(taps, stride, dilation, None)
         starts = {tensorflow_same(n, taps, stride, dilation)[0] for n in range(1, 13)}
         assert unknown.floating == (len(starts) > 1)
-    broken = algebra.regroup(made(4, 4, (Window(2),), 4), 1).kernel.copy()
-    broken[3, 2, 1] = 1.0
-    wide = algebra.convolution(broken, None, (algebra.Window(2),))
-    checks.same_map(algebra.laws.refine_groups(wide), x(4, 5), run(wide, x(4, 5)))
+    diagonal = algebra.regroup(made(4, 4, (Window(2),), 4), 1).kernel
+    for row, column, groups in ((3, 2, 2), (0, 3, 1), (0, 1, 2), (0, 0, 4), (2, None, 4)):
+        kernel = diagonal.copy()
+        if column is None:
+            kernel[row] = 0.0
+        else:
+            kernel[row, column, 1] = 1.0
+        wide = algebra.convolution(kernel, None, (algebra.Window(2),))
+        same = [wide, algebra.convolution(halves(kernel), None, wide.windows, 2)] if groups > 1 else [wide]
+        for written in same:
+            fine = algebra.laws.refine_groups(written)
+            assert fine.groups == groups
+            checks.same_map(fine, x(4, 5), run(wide, x(4, 5)))
     pair = (algebra.Window(2), algebra.Window(4))
     checks.same_map(algebra.average_pool(2, pair), x(2, 5, 6), average_pool(x(2, 5, 6), pair))
     norm = algebra.batch_norm([1.0, 2.0], [3.0, 8.0], 1.0, [4.0, 6.0], [5.0, 7.0], 1)

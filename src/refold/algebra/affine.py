@@ -13,19 +13,23 @@ import numpy.typing as npt
 from refold.algebra.geometry import UNIT, Window
 
 Array = npt.NDArray[np.float64]
+Channels = npt.NDArray[np.intp]
+Reach = tuple[Channels, Channels]
 
 
 @final
 class Deferred:
     """An array that is computed when it is first read.
 
-    Planning looks at many more combinations than it chooses, and mostly at their shapes.
+    Planning looks at many more combinations than it chooses, and mostly at their shapes. Of a kernel,
+    ``reach`` may say before which channels it reads: for each output channel the first and the last one.
     """
 
-    __slots__ = ("_array", "_compute", "shape")
+    __slots__ = ("_array", "_compute", "reach", "shape")
 
-    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array]) -> None:
+    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array], reach: Reach | None = None) -> None:
         self.shape = shape
+        self.reach = reach
         self._compute: Callable[[], Array] | None = compute
         self._array: Array | None = None
 

@@ -14,7 +14,7 @@ from math import gcd, prod
 import numpy as np
 
 from refold.algebra import geometry
-from refold.algebra.affine import AffineConv, Array, Deferred
+from refold.algebra.affine import AffineConv, Array, Channels, Deferred, Reach
 from refold.algebra.geometry import Window
 from refold.algebra.refusal import Refusal
 
@@ -133,18 +133,23 @@ def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | No
     total = sum(part if isinstance(part, int) else part.channels_out for part in parts)
     if total * channels_in * prod(taps) > MOST_WEIGHTS:
         return Refusal("the combined kernel would not fit in memory")
-    kernel = np.zeros((total, channels_in, *taps))
-    bias = np.zeros(total)
-    start = 0
-    for part in parts:
-        if isinstance(part, int):
-            start += part
-            continue
-        rows = slice(start, start + part.channels_out)
-        kernel[rows][_places(part, windows)] = regroup(part, 1).kernel
-        bias[rows] = part.bias
-        start += part.channels_out
-    return refine_groups(AffineConv(kernel, bias, windows))
+    reach = [(np.zeros(part), np.full(part, -1)) if isinstance(part, int) else _reach(part) for part in parts]
+    low, high = (np.concatenate(ends) for ends in zip(*reach, strict=True))
+    groups = _finest(low, high, total, channels_in)
+
+    def kernel() -> Array:
+        whole = np.zeros((total, channels_in, *taps))
+        start = 0
+        for part in parts:
+            size = part if isinstance(part, int) else part.channels_out
+            if isinstance(part, AffineConv):
+                whole[start : start + size][_places(part, windows)] = regroup(part, 1).kernel
+            start += size
+        return _diagonal(whole, groups)
+
+    bias = np.concatenate([np.zeros(part) if isinstance(part, int) else part.bias for part in parts])
+    weights = Deferred((total, channels_in // groups, *taps), kernel, reach=(low, high) if groups == 1 else None)
+    return AffineConv(weights, bias, windows, groups)
 
 
 def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
@@ -179,21 +184,46 @@ def regroup(conv: AffineConv, groups: int) -> AffineConv:
 
 def refine_groups(conv: AffineConv) -> AffineConv:
     """The same map written with as many groups as its zeros allow."""
-    per_out, per_in = conv.channels_out // conv.groups, conv.weights.shape[1]
-    most = gcd(per_out, per_in)
-    if most == 1:
+    groups = _finest(*_reach(conv), conv.channels_out, conv.channels_in, conv.groups)
+    if groups == conv.groups:
         return conv
-    kernel = conv.kernel
-    used = np.any(kernel != 0.0, axis=tuple(range(2, kernel.ndim)))
-    for parts in (n for n in range(most, 1, -1) if most % n == 0):
-        rows, columns = per_out // parts, per_in // parts
-        blocks = used.reshape(conv.groups, parts, rows, parts, columns).any(axis=(0, 2, 4))
-        if not np.any(blocks & ~np.eye(parts, dtype=bool)):
-            tiles = kernel.reshape(conv.groups, parts, rows, parts, columns, *kernel.shape[2:])
-            own = np.stack([tiles[:, part, :, part] for part in range(parts)], axis=1)
-            own = own.reshape(conv.channels_out, columns, *kernel.shape[2:])
-            return AffineConv(own, conv.bias, conv.windows, conv.groups * parts)
-    return conv
+    return AffineConv(_diagonal(regroup(conv, 1).kernel, groups), conv.bias, conv.windows, groups)
+
+
+def _reach(conv: AffineConv) -> Reach:
+    """The first and the last input channel that each output channel reads; last before first if none."""
+    if isinstance(conv.weights, Deferred) and conv.weights.reach is not None:
+        return conv.weights.reach
+    per_out, per_in = conv.channels_out // conv.groups, conv.weights.shape[1]
+    first = np.arange(conv.channels_out) // per_out * per_in
+    if per_in == 1:
+        return first, first
+    used = np.any(conv.kernel != 0.0, axis=tuple(range(2, len(conv.weights.shape))))
+    low = first + np.argmax(used, axis=1)
+    high = first + per_in - 1 - np.argmax(used[:, ::-1], axis=1)
+    return low, np.where(used.any(axis=1), high, -1)
+
+
+def _finest(low: Channels, high: Channels, channels_out: int, channels_in: int, least: int = 1) -> int:
+    """The most groups, a multiple of ``least``, into which maps of that reach fall apart."""
+    rows = np.flatnonzero(high >= low)
+    low, high = low[rows], high[rows]
+    most = gcd(channels_out, channels_in)
+    for groups in (n for n in range(most, least, -1) if most % n == 0 and n % least == 0):
+        own = rows // (channels_out // groups)
+        columns = channels_in // groups
+        if np.array_equal(low // columns, own) and np.array_equal(high // columns, own):
+            return groups
+    return least
+
+
+def _diagonal(kernel: Array, groups: int) -> Array:
+    """The blocks on the diagonal of a kernel that has no others, as the kernel of a grouped map."""
+    if groups == 1:
+        return kernel
+    rows, columns = kernel.shape[0] // groups, kernel.shape[1] // groups
+    blocks = [kernel[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(groups)]
+    return np.concatenate(blocks)
 
 
 def _zero_padding(window: Window) -> tuple[int, int]:
