@@ -16,14 +16,16 @@ help:
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
+	@echo "Setting up .venv for the tests: some minutes, once"
 	$(PYTHON) -m venv .venv
-	$(TEST) -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(TEST) -m pip install --disable-pip-version-check --group test --group lint --group docs --editable '.[keras]'
+	$(TEST) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(TEST) -m pip install --quiet --disable-pip-version-check --group test --group lint --group docs --editable '.[keras]'
 	touch $@
 
 .venv-demo/ready: pyproject.toml
+	@echo "Setting up .venv-demo: a minute or so, once"
 	$(PYTHON) -m venv .venv-demo
-	$(DEMO) -m pip install --disable-pip-version-check --editable '.[demo]'
+	$(DEMO) -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	touch $@
 
 demo: .venv-demo/ready
