@@ -25,6 +25,9 @@ from refold.graph.plan import Kept, Plan, Region
 MOST_CUTS = 10
 MOST_COMBINATIONS = 32
 
+NO_GAIN = "together they would not be cheaper"
+_WORDS = {"multiply_adds": "multiply-adds", "operators": "operators", "bytes": "bytes of memory traffic"}
+
 # How many operators beside the convolution itself a framework needs to say it, for an input of the given
 # spatial sizes (a padding that its own convolution cannot express, say), or why it cannot say it.
 Helpers = Callable[[AffineConv, tuple[int | None, ...]], int | Refusal]
@@ -346,14 +349,13 @@ class _Search:
                 )
             apart += self._value_cost(leaf, self.chosen)
             together = min(merged, key=lambda cost: cost.estimate)
-            if together.multiply_adds > apart.multiply_adds:
-                return where, (
-                    f"together they would take {together.multiply_adds:,} multiply-adds instead of "
-                    f"{apart.multiply_adds:,}"
-                )
-            return where, "together they would not be cheaper"
+            for what in ("multiply_adds", "operators", "bytes"):
+                one, two = getattr(together, what), getattr(apart, what)
+                if one > two:
+                    return where, f"together they would take {one:,} {_WORDS[what]} instead of {two:,}"
+            return where, NO_GAIN
         met = self._refusal_between(leaf, self._cone(node.output, leaves), beyond)
-        return met or (where, "together they would not be cheaper")
+        return met or (where, NO_GAIN)
 
     def _refusal_between(self, leaf: str, cone: list[Node], beyond: frozenset[str]) -> tuple[str, str] | None:
         """The first refusal met when the form of ``leaf`` is carried through the nodes of ``cone``, every
