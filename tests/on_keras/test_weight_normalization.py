@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+import refold
 from refold.keras.normalization import WeightNormalization, weight_normalization
 from refold.weights import METHODS, NUMPY, method
 
@@ -237,6 +238,49 @@ def test_both_kernels_of_a_separable_convolution():
 
 
 # ---- the document's example --------------------------------------------------------------------------
+
+
+RECURRENT = {
+    "SimpleRNN": lambda: layers.SimpleRNN(3),
+    "GRU": lambda: layers.GRU(3, return_sequences=True),
+    "LSTM": lambda: layers.LSTM(3, dropout=0.5),
+    "Bidirectional": lambda: layers.Bidirectional(layers.LSTM(3)),
+    "RNN": lambda: layers.RNN(layers.GRUCell(3, reset_after=False)),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_every_gate_of_a_recurrent_layer_is_a_row_of_both_kernels(kind):
+    data, layer = image(4, 5, 2), RECURRENT[kind]()
+    plain = number(layer(data))
+    wrapped = WeightNormalization(layer)
+    close(wrapped(data), plain)
+    stored = {spec.path: number(wrapped._variable(spec)) for spec in wrapped.specs}
+    assert len(stored) == (4 if kind == "Bidirectional" else 2)
+    for spec in wrapped.specs:
+        variable = wrapped._variable(spec)
+        variable.assign(2.0 * number(variable))  # the size of a direction means nothing
+        gain = number(getattr(wrapped, spec.prefix + "gain"))
+        close(gain, np.linalg.norm(stored[spec.path], axis=0))
+    close(wrapped(data), plain)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_train_save_and_fold(kind, tmp_path):
+    data = image(4, 5, 2)
+    model = keras.Sequential([keras.Input((5, 2)), WeightNormalization(RECURRENT[kind]()), layers.Dense(2)])
+    before = [number(variable) for variable in model.trainable_variables]
+    model.compile("sgd", "mse")
+    model.fit(data, model.predict(data, verbose=0) + 1.0, verbose=0)
+    assert all(
+        np.any(number(variable) != old) for variable, old in zip(model.trainable_variables, before, strict=True)
+    )
+    expected = model.predict(data, verbose=0)
+    model.save(tmp_path / "model.keras")
+    close(keras.saving.load_model(tmp_path / "model.keras").predict(data, verbose=0), expected)
+    plain = refold.fold(model)
+    assert not any(type(layer).__module__.startswith("refold") for layer in plain.layers)
+    close(plain.predict(data, verbose=0), expected, tolerance=1e-6)
 
 
 def test_the_documents_example():
@@ -796,9 +840,12 @@ REFUSED = {
     "no kernel": (lambda: WeightNormalization(layers.ReLU()), r"\(ReLU\) has no kernel of its own"),
     "attention": (lambda: WeightNormalization(layers.MultiHeadAttention(2, 2)), "has no kernel of its own"),
     "time distributed": (lambda: WeightNormalization(layers.TimeDistributed(layers.Dense(2))), "has no kernel"),
-    "recurrent": (lambda: WeightNormalization(layers.LSTM(2)), r"\(LSTM\) is recurrent, which WeightNorm"),
-    "cell": (lambda: WeightNormalization(layers.GRUCell(2)), "is recurrent"),
-    "bidirectional": (lambda: WeightNormalization(layers.Bidirectional(layers.LSTM(2))), "is recurrent"),
+    "cell": (lambda: WeightNormalization(layers.GRUCell(2)), r"\(GRUCell\) is a recurrent cell, or"),
+    "other cells": (lambda: WeightNormalization(layers.ConvLSTM1D(2, 2)), "with cells of another kind than"),
+    "stacked cells": (
+        lambda: WeightNormalization(layers.RNN([layers.GRUCell(2)] * 2)),
+        "with cells of another kind",
+    ),
     "twice": (
         lambda: WeightNormalization(WeightNormalization(layers.Dense(2))),
         "WeightNormalization already",

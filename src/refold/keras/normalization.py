@@ -25,13 +25,14 @@ ROUNDING = 1e-4
 @final
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
-    """A kernel of a layer: its attribute, the axes that number the output units, and what its parts are called.
+    """A kernel of a layer: the path of attributes to it (``kernel``, ``cell.kernel``), the axes that number the
+    output units, and what its parts are called.
 
     The variables and the normalizer that belong to it are the attributes ``prefix + "gain"``,
     ``prefix + "offset"`` and ``prefix + "normalizer"`` of the wrapper.
     """
 
-    attribute: str
+    path: str
     unit_axes: tuple[int, ...]
     prefix: str = ""
 
@@ -44,6 +45,11 @@ _SEPARABLE = (
     KernelSpec("pointwise_kernel", (-1,), "pointwise_"),
 )
 _EMBEDDING = (KernelSpec("embeddings", (0,)),)
+# A column of either kernel of a recurrent cell belongs to one gate of one unit.
+_CELL = (
+    KernelSpec("cell.kernel", (-1,)),
+    KernelSpec("cell.recurrent_kernel", (-1,), "recurrent_"),
+)
 
 # Which axes of a stored kernel number the output units, by kind of layer.
 KERNELS: dict[type, tuple[KernelSpec, ...]] = {
@@ -61,14 +67,10 @@ KERNELS: dict[type, tuple[KernelSpec, ...]] = {
     keras.layers.Embedding: _EMBEDDING,
 }
 
-_RECURRENT = (
-    keras.layers.RNN,
-    keras.layers.Bidirectional,
-    keras.layers.SimpleRNNCell,
-    keras.layers.LSTMCell,
-    keras.layers.GRUCell,
-    keras.layers.StackedRNNCells,
-)
+# Cells that are known to have a kernel for the input and one for the state.
+_CELLS = (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell)
+# What a cell alone would need (states in and out) is not what a wrapper passes on.
+_REFUSED = (keras.layers.RNN, *_CELLS, keras.layers.StackedRNNCells)
 
 
 def _called(layer: Any) -> str:
@@ -90,9 +92,12 @@ def kernel_specs(layer: Any, axis: int | Sequence[int] | None) -> tuple[KernelSp
     """
     if isinstance(layer, WeightNormalization):
         raise ValueError(f"the layer {_called(layer)} is a WeightNormalization already.")
-    if isinstance(layer, _RECURRENT) or hasattr(layer, "recurrent_kernel"):
-        raise ValueError(f"the layer {_called(layer)} is recurrent, which WeightNormalization does not support.")
-    specs = next((found for kind, found in KERNELS.items() if isinstance(layer, kind)), ())
+    specs = _recurrent_specs(layer) or next((s for kind, s in KERNELS.items() if isinstance(layer, kind)), ())
+    if not specs and (isinstance(layer, _REFUSED) or hasattr(layer, "recurrent_kernel")):
+        raise ValueError(
+            f"the layer {_called(layer)} is a recurrent cell, or a recurrent layer with cells of another kind than "
+            "SimpleRNNCell, GRUCell and LSTMCell, which WeightNormalization does not know."
+        )
     if isinstance(layer, keras.layers.EinsumDense):
         specs = (KernelSpec("kernel", _einsum_axes(layer.equation)),)
         if not specs[0].unit_axes and axis is None:
@@ -104,7 +109,7 @@ def kernel_specs(layer: Any, axis: int | Sequence[int] | None) -> tuple[KernelSp
         if len(specs) > 1:
             raise ValueError(f"the layer {_called(layer)} has several kernels, for which one axis cannot be given.")
         axes = (axis,) if isinstance(axis, int) else tuple(axis)
-        return (KernelSpec(specs[0].attribute if specs else "kernel", axes),)
+        return (KernelSpec(specs[0].path if specs else "kernel", axes),)
     if specs:
         return specs
     if type(layer).__module__.startswith("keras.") or (layer.built and not hasattr(layer, "kernel")):
@@ -112,6 +117,20 @@ def kernel_specs(layer: Any, axis: int | Sequence[int] | None) -> tuple[KernelSp
     raise ValueError(
         f"nothing tells which axes of the kernel of the layer {_called(layer)} number its output units: pass axis."
     )
+
+
+def _recurrent_specs(layer: Any) -> tuple[KernelSpec, ...]:
+    """Both kernels of a recurrent layer's cell, in both directions; none for other layers."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        directions = [(word, _recurrent_specs(getattr(layer, f"{word}_layer"))) for word in ("forward", "backward")]
+        return tuple(
+            KernelSpec(f"{word}_layer.{spec.path}", spec.unit_axes, f"{word}_{spec.prefix}")
+            for word, specs in directions
+            for spec in specs
+        )
+    if isinstance(layer, keras.layers.RNN) and isinstance(layer.cell, _CELLS):
+        return _CELL
+    return ()
 
 
 @contextmanager
@@ -200,7 +219,9 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
     What counts as an output unit: a column of a Dense kernel, a filter of a convolution (transposed ones
     too), a channel times multiplier of a depthwise convolution, an entry of all kernel axes that the output
     of an EinsumDense has, and the vector of a token (a row of the table) for an Embedding. Both kernels of a
-    separable convolution are normalized, with ``depthwise_gain`` and ``pointwise_gain``.
+    separable convolution are normalized, with ``depthwise_gain`` and ``pointwise_gain``; so are both of a
+    SimpleRNN, GRU or LSTM, each gate of each unit being a row, with ``gain`` and ``recurrent_gain`` (behind
+    ``forward_`` and ``backward_`` in a Bidirectional). The kernels are normalized once a call, not once a step.
 
     By default, wrapping changes nothing that the layer computes: gain and offset start as what the stored
     kernel has. Options that do change it raise a warning when the layer is built. After setting the weights
@@ -235,7 +256,7 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
     means nothing. Its constraint is applied to the stored direction, as is an optimizer's weight decay.
 
     Raises:
-        ValueError: the layer is recurrent, has no kernel, or nothing tells its output units; the normalizer
+        ValueError: the layer has no kernel, or nothing tells its output units; the normalizer
             is not a name or layer of the kind above; or epsilon is negative or given for a layer.
     """
 
@@ -315,13 +336,15 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
             self._restoring = False
 
     def _variable(self, spec: KernelSpec) -> Any:
-        variable = getattr(self.layer, spec.attribute, None)
+        variable: Any = self.layer
+        for attribute in spec.path.split("."):
+            variable = getattr(variable, attribute, None)
         if variable is None:
             raise ValueError(f"the layer {_called(self.layer)} has no kernel of its own that could be normalized.")
-        if not isinstance(variable, keras.Variable) or hasattr(self.layer, "recurrent_kernel"):
+        if not isinstance(variable, keras.Variable):
             raise ValueError(
                 f"the kernel of the layer {_called(self.layer)} is not one plain variable "
-                "(it is quantized, adapted by LoRA, or recurrent), so it cannot be normalized."
+                "(it is quantized, or adapted by LoRA), so it cannot be normalized."
             )
         return variable
 
@@ -356,13 +379,13 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
         return next(iter(kernels.values()))
 
     def effective_kernels(self) -> dict[str, Tensor]:
-        """The plain kernels, by the wrapped layer's attribute: ``kernel``, ``embeddings``, or
-        ``depthwise_kernel`` and ``pointwise_kernel``.
+        """The plain kernels, by the path of attributes to them in the wrapped layer: ``kernel``, ``embeddings``,
+        ``depthwise_kernel`` and ``pointwise_kernel``, ``cell.kernel`` and ``cell.recurrent_kernel``.
         """
         if not self.built:
             raise ValueError(f"the layer {_called(self)} is not built, so it has no kernel yet.")
         with _as_stored():
-            return {spec.attribute: self._effective(spec) for spec in self.specs}
+            return {spec.path: self._effective(spec) for spec in self.specs}
 
     def _effective(self, spec: KernelSpec) -> Tensor:
         kernel = self._rows(spec).from_matrix(ops, self._effective_rows(spec))
