@@ -53,6 +53,7 @@ docs: .venv/ready
 
 bench: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py
+	$(TEST) benchmarks/tables.py
 
 clean:
 	rm -rf .venv .venv-demo docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
