@@ -10,7 +10,7 @@ from refold.algebra import Refusal, Window, batch_norm, convolution, dense
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import convolution_cost
 from refold.graph import Graph, Node, Plan, Value, make_plan
-from refold.graph.graph import Affine, Opaque, Sum
+from refold.graph.graph import Affine, Opaque, Pad, Sum
 
 SPACE = (8, 8)
 
@@ -128,3 +128,11 @@ def test_a_weight_that_cannot_be_stored_keeps_its_region_apart() -> None:
     plan = graph.plan("b")
     assert plan.regions == ()
     assert [kept.reason for kept in plan.kept] == ["a weight would not be finite"]
+
+
+def test_a_padding_of_channels_is_refused() -> None:
+    graph = Sketch(4, SPACE)
+    graph.affine("a", linear(4, 4, 1), "x")
+    graph.node("pad", Pad(((0, 0), (0, 0), (0, 0), (0, 2))), 6, "a")
+    graph.affine("b", linear(6, 4, 1), "pad")
+    assert graph.plan("b").regions == ()
