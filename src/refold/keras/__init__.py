@@ -9,5 +9,6 @@ from refold.keras.blocks import DiverseBranchBlock as DiverseBranchBlock
 from refold.keras.blocks import ExpressionBlock as ExpressionBlock
 from refold.keras.blocks import MobileOneBlock as MobileOneBlock
 from refold.keras.blocks import RepVGGBlock as RepVGGBlock
+from refold.keras.data_initialization import initialize_from_data as initialize_from_data
 from refold.keras.normalization import WeightNormalization as WeightNormalization
 from refold.keras.normalization import weight_normalization as weight_normalization
