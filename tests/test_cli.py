@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import refold
 from refold.cli import main
 
 
@@ -43,6 +44,13 @@ def test_bad_usage_is_status_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"refold {refold.__version__}\n"
 
 
 def test_help_imports_no_framework() -> None:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from refold import __version__
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of a command line. Bad usage ends the process with status 2 and one sentence."""
@@ -14,6 +16,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Fold a trained network into the plain one that computes the same, and prove it.",
         epilog="Exit status: 0, 1 (not the same function), 2 (bad usage or input; nothing is written).",
     )
+    parser.add_argument("--version", action="version", version=f"refold {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     inspect = commands.add_parser("inspect", help="what would fold, what not and why, and what it saves")
