@@ -19,7 +19,7 @@ from keras.src.ops import core as core_ops
 
 from refold.errors import InputError
 from refold.keras.lift import Record
-from refold.keras.trace import AnyArray, Call, Constant
+from refold.keras.trace import AnyArray, Call, Constant, is_custom
 
 layers = keras.layers
 
@@ -125,6 +125,8 @@ def _in_double(call: Call, args: Any) -> Any:
     layer = call.operation
     try:
         config = dict(layer.get_config(), dtype="float64")
+        if not is_custom(layer):  # its weights are set below: drawing random ones takes longer than running it
+            config.update((key, "zeros") for key in config if key.endswith("_initializer"))
         kind, weights = type(layer), list(call.weights)
         if call.part:
             config["activation"] = None
