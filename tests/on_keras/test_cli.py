@@ -25,15 +25,16 @@ def rich(tmp_path: Path) -> Path:
 
 
 def test_inspect_fold_prove_and_bench(rich: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, page = tmp_path / "plain.keras", tmp_path / "report.html"
+    plain, page, notes = tmp_path / "plain.keras", tmp_path / "report.html", tmp_path / "report.md"
     assert main(["inspect", str(rich)]) == 0
     assert "3x3 convolution" in capsys.readouterr().out
     assert main(["inspect", str(rich), "--fail-if-foldable", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["schema"] == "refold.plan/1"
 
-    assert main(["fold", str(rich), "-o", str(plain), "--html", str(page)]) == 0
+    assert main(["fold", str(rich), "-o", str(plain), "--html", str(page), "--markdown", str(notes)]) == 0
     assert "PROVED" in capsys.readouterr().out
     assert "Proved: the same function" in page.read_text()
+    assert notes.read_text().startswith("### Proved: the same function")
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype("float32")
     both = [keras.models.load_model(path).predict(x, verbose=0) for path in (rich, plain)]
     np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
