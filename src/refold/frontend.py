@@ -31,12 +31,13 @@ AnyArray = npt.NDArray[Any]
 class Lifted:
     """A model as the engine sees it. ``record`` is the front end's own memory of where each node came
     from; nobody else looks into it. ``evaluated`` names the layers whose weights were computed from
-    other parameters."""
+    other parameters; ``notes`` are sentences about the reading that belong into a certificate."""
 
     graph: Graph
     model: Any
     record: Any
     evaluated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @final

@@ -9,7 +9,7 @@ from typing import TypeVar, final
 import numpy as np
 
 from refold.algebra import laws
-from refold.algebra.affine import AffineConv, identity
+from refold.algebra.affine import AffineConv, Array, identity
 from refold.algebra.geometry import Window
 from refold.algebra.refusal import Refusal
 from refold.graph.graph import (
@@ -81,7 +81,9 @@ class FormBuilder:
             case Slice(cuts):
                 form = self._slice(forms[0], cuts, wanted)
             case Pad(widths, value):
-                form = self._pad(forms[0], _space(widths, wanted), value)
+                if widths[wanted] != (0, 0):
+                    return Refusal("it pads channels")
+                form = self._pad(forms[0], _space(widths, wanted), np.asarray(value))
             case Relayout():
                 form = forms[0]
             case Opaque(reason):
@@ -149,7 +151,7 @@ class FormBuilder:
         every = AffineConv(np.ones((channels, 1) + (1,) * len(windows)), np.zeros(channels), windows, channels)
         return self._through(every, form)
 
-    def _pad(self, form: AffineForm, widths: Sequence[tuple[int, int]], value: float) -> AffineForm | Refusal:
+    def _pad(self, form: AffineForm, widths: Sequence[tuple[int, int]], value: Array) -> AffineForm | Refusal:
         terms: dict[str, AffineConv] = {}
         for name, term in form.terms.items():
             padded = laws.pad(term.with_bias(form.bias), widths, value, self.space(name))

@@ -97,10 +97,12 @@ class Slice:
 @final
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """The input padded (or, negative, cropped) by ``widths`` per tensor axis with one number."""
+    """The input padded (or, negative, cropped) by ``widths`` per tensor axis with one number, or with one
+    per channel of the axis ``axis``."""
 
     widths: tuple[tuple[int, int], ...]
-    value: float = 0.0
+    value: float | tuple[float, ...] = 0.0
+    axis: int | None = None
 
 
 @final
@@ -145,6 +147,19 @@ class Node:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one operator of the framework can say, as far as costs depend on it.
+
+    ``conv_axis`` is the only axis on which convolutions may have their channels: on another one a tensor is
+    turned before and after. None: on any axis. ``biased`` says whether dense layers on other axes, and
+    factors per channel, can have a bias, or need an operator of its own for it."""
+
+    conv_axis: int | None = None
+    biased: bool = True
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A model. ``nodes`` are in an order in which they can be computed; ``parameters`` counts the stored
@@ -156,6 +171,7 @@ class Graph:
     outputs: tuple[str, ...]
     parameters: int = 0
     largest: float = float(np.finfo(np.float32).max)
+    dialect: Dialect = Dialect()
 
     @cached_property
     def producer(self) -> dict[str, Node]:

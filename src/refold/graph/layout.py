@@ -16,6 +16,8 @@ def demanded_axis(node: Node) -> tuple[int | None, int | None]:
             return axis, axis
         case Relayout(axis_in, axis_out):
             return axis_in, axis_out
+        case Pad(axis=int(axis)):
+            return axis, axis
         case Pad(widths):
             padded = [axis for axis, pair in enumerate(widths) if pair != (0, 0)]
             # The usual axis is the last one; a tensor padded there has its channels first.

@@ -18,7 +18,7 @@ from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.algebra.refusal import Refusal
 from refold.graph.forms import NOT_FINITE, FormBuilder, can_be_stored, form_builder
-from refold.graph.graph import Affine, AffineForm, Graph, Node, Opaque
+from refold.graph.graph import Affine, AffineForm, Dialect, Graph, Node, Opaque
 from refold.graph.plan import Kept, Plan, Region
 
 # How many cuts are remembered per value, and how many partial combinations while they are built.
@@ -128,8 +128,12 @@ class _Search:
         bias_has_a_place = not np.any(form.bias)
         for name, term in form.terms.items():
             leaf = self.graph.values[name]
-            if self.builder.axes[name] != axis:
+            axes = self.builder.axes[name], axis
+            before, after, takes_bias = _turns(self.graph.dialect, term, *axes, len(output.shape))
+            if before:
                 cost += elementwise_cost([leaf.nominal], leaf.nominal, leaf.itemsize)
+            if after:
+                cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
             if not term.is_identity:
                 helpers = self.helpers(term, self.builder.space(name))
                 if isinstance(helpers, Refusal):
@@ -139,7 +143,7 @@ class _Search:
                     cost += elementwise_cost([leaf.nominal], read, leaf.itemsize)
                 cost += Cost(operators=max(helpers - 1, 0))
                 cost += convolution_cost(term, int(np.prod(read)), positions, leaf.itemsize)
-                bias_has_a_place = True
+                bias_has_a_place = bias_has_a_place or takes_bias
             shapes.append(output.nominal)
         if len(shapes) > 1:
             cost += elementwise_cost(shapes, output.nominal, output.itemsize)
@@ -372,6 +376,20 @@ class _Search:
     def _leaf_forms(self, node: Node) -> list[AffineForm]:
         forms = [self.builder.leaf(name) for name in node.inputs]
         return [form for form in forms if isinstance(form, AffineForm)]
+
+
+def _turns(
+    dialect: Dialect, conv: AffineConv, axis_in: int, axis_out: int, rank: int
+) -> tuple[bool, bool, bool]:
+    """Whether the tensor is turned around before ``conv`` and after it, so that its channels come from
+    ``axis_in`` and end at ``axis_out``; and whether the operator for ``conv`` takes a bias."""
+    if conv.is_scale:
+        return axis_in != axis_out, False, dialect.biased
+    if dialect.conv_axis is None:
+        return axis_in != axis_out, False, True
+    if axis_in == axis_out == rank - 1 != dialect.conv_axis and conv.is_pointwise and conv.groups == 1:
+        return False, False, dialect.biased  # a dense layer
+    return axis_in != dialect.conv_axis, axis_out != dialect.conv_axis, True
 
 
 def _padded(shape: tuple[int, ...], axis: int, conv: AffineConv) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ def is_integer(dtype: str) -> bool:
 
 def random_input(value: Value, rng: np.random.Generator, batch: int) -> AnyArray:
     """An input of the nominal size; whole numbers are 0 or 1, which any table of indices has."""
-    first = value.shape[0] if value.shape and value.shape[0] is not None else batch
-    shape = (first, *value.nominal[1:])
+    first = value.shape[:1] if value.shape[:1] != (None,) else (batch,)
+    shape = (*first, *value.nominal[1:])
     if is_integer(value.dtype):
         return rng.integers(0, 2, shape).astype(value.dtype)
     return rng.standard_normal(shape).astype(_numpy_type(value.dtype))
