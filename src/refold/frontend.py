@@ -111,8 +111,8 @@ class Frontend(Protocol):
 
 # Which module's classes mean which front end. A framework is never imported to find out: a model of it
 # can only exist if it was imported already.
-FRONTENDS = {"keras": "refold.keras.frontend"}
-SUFFIXES = {".keras": "keras"}
+FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend"}
+SUFFIXES = {".keras": "keras", ".onnx": "onnx"}
 
 
 def frontend_of(model: Any) -> Frontend:
