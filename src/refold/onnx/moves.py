@@ -59,10 +59,18 @@ class Moves:
     views: dict[int, list[View]] = field(default_factory=dict)
     constants: list[tuple[float, ir.Value, int]] = field(default_factory=list)
     marked: dict[int, AnyArray] = field(default_factory=dict)
+    between: set[int] = field(default_factory=set)
 
     def follow(self, node: ir.Node, linear: bool) -> dict[int, Found]:
         """What the outputs of ``node`` are, seen from an earlier tensor, by their place; only outputs of
         which that can be said. ``linear`` says that the node is known by itself."""
+        found = self._follow(node, linear)
+        if node.op_type in MOVING and (not linear or node.op_type == "Identity"):
+            # No chain need start in the middle of another.
+            self.between.update(id(value) for place, value in enumerate(node.outputs) if place not in found)
+        return found
+
+    def _follow(self, node: ir.Node, linear: bool) -> dict[int, Found]:
         payload = self._payload(node)
         if payload is None:
             return {}
@@ -111,6 +119,8 @@ class Moves:
         return dynamic
 
     def _fresh(self, value: ir.Value) -> list[View]:
+        if id(value) in self.between:
+            return []
         shapes = self.survey.of(value).shapes
         known = [shape for shape in shapes if shape is not None and 2 <= len(shape) and prod(shape) <= _MOST_MARKS]
         if len(known) < len(shapes):
