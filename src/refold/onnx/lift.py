@@ -45,6 +45,9 @@ _ROUNDINGS = 32
 # Versions of ONNX's operator set: before 7 operators broadcast otherwise.
 _OLDEST = 7
 
+# Operators that read channels on axis 1.
+_CHANNELS_FIRST = frozenset({"AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool"})
+
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": float(np.finfo(np.float32).max)}
 
 
@@ -189,7 +192,9 @@ class _Lift:
         if isinstance(op, Relayout) and abs(op.axis_in - op.axis_out) == 1:
             # Swapping two neighbors moves either of them: that which holds the channels.
             source = str(node.inputs[0].name) if node.inputs[0] is not None else ""
-            if self.axes.get(source) == op.axis_out:
+            readers = {reader.op_type for reader in node.outputs[0].consumers()}
+            known = self.axes.get(source)
+            if known == op.axis_out or (known is None and op.axis_in == 1 and readers & _CHANNELS_FIRST):
                 return Relayout(op.axis_out, op.axis_in)
         return op
 

@@ -25,6 +25,11 @@ _FREE_INITIALIZERS = 4
 def lower_plan(graph: Graph, record: Record, plan: Plan) -> ir.Model:
     """A new model that follows ``plan``."""
     model = record.model.clone()
+    if model.ir_version < _FREE_INITIALIZERS:
+        listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+        for value in listed:
+            model.graph.inputs.remove(value)
+        model.ir_version = _FREE_INITIALIZERS
     lowering = _Lowering(graph, record, plan, model, form_builder(graph))
     lowering.map_values()
     for region in plan.regions:
@@ -32,11 +37,6 @@ def lower_plan(graph: Graph, record: Record, plan: Plan) -> ir.Model:
     for name in record.computed:
         lowering.store_computed(name)
     lowering.remove_unused()
-    if model.ir_version < _FREE_INITIALIZERS:
-        listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
-        for value in listed:
-            model.graph.inputs.remove(value)
-        model.ir_version = _FREE_INITIALIZERS
     return model
 
 
@@ -62,8 +62,8 @@ class _Lowering:
             self.copies[id(first)] = second
             for one, two in zip(first.outputs, second.outputs, strict=True):
                 self.made[str(one.name)] = two
-        for one, two in zip(old.inputs, new.inputs, strict=True):
-            self.made[str(one.name)] = two
+        for value in new.inputs:
+            self.made[str(value.name)] = value
         for value in new.initializers.values():
             self.made[str(value.name)] = value
         for graph in self.model.graphs():
@@ -185,8 +185,7 @@ class _Lowering:
 
     def _is_unused_initializer(self, value: ir.Value) -> bool:
         known = self.model.graph.initializers.get(str(value.name)) is value
-        needed = value.is_graph_output() or (value.is_graph_input() and self.model.ir_version >= _FREE_INITIALIZERS)
-        return known and not value.uses() and not needed
+        return known and not value.uses() and not value.is_graph_output() and not value.is_graph_input()
 
 
 _FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

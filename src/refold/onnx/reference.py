@@ -26,6 +26,10 @@ _NARROW = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.T
 # Attributes that name the type of a result.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
+# Versions of operators that the reference gets wrong (it takes batch norms before version 14 for training)
+# or lacks, and the version that computes the same and has it right.
+_RIGHT_SINCE = {"BatchNormalization": 15, "QuantizeLinear": 19, "DequantizeLinear": 19}
+
 
 @final
 @dataclass(eq=False)
@@ -64,13 +68,20 @@ class Operators:
         known = self.built.get(id(node))
         if known is None:
             proto = widened(ir.to_proto(node))
+            opsets = dict(self.opsets)
+            since = _RIGHT_SINCE.get(node.op_type, 0)
+            if node.domain == "" and opsets.get("", since) < since:
+                opsets[""] = since
+                kept = [attribute for attribute in proto.attribute if attribute.name != "spatial"]
+                del proto.attribute[:]
+                proto.attribute.extend(kept)
             function = onnx.helper.make_function(
                 "",
                 "one_operator",
                 list(dict.fromkeys(name for name in proto.input if name)),
                 [name for name in proto.output if name],
                 [proto],
-                [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
+                [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()],
             )
             functions = [_widened_function(function) for function in self.functions]
             known = node, ReferenceEvaluator(function, functions=functions)
