@@ -92,6 +92,7 @@ def _needed(record: Record, known: frozenset[str], wanted: Sequence[str]) -> lis
     """The nodes between what is known and what is wanted, in order."""
     waiting = [record.values[name] for name in wanted]
     inputs = {id(value) for value in record.inputs}
+    reached = _reached(record, known)
     needed: set[int] = set()
     while waiting:
         value = waiting.pop()
@@ -102,8 +103,40 @@ def _needed(record: Record, known: frozenset[str], wanted: Sequence[str]) -> lis
             raise InputError(f"the value '{value.name}' is needed and was not given")
         if id(node) not in needed:
             needed.add(id(node))
+            if _is_told(record, node, reached):
+                continue
             waiting += [read for read in (*node.inputs, *captured_values(node)) if read is not None]
     return [node for node in record.model.graph if id(node) in needed]
+
+
+def _reached(record: Record, known: frozenset[str]) -> set[int]:
+    """The values (by identity) that can be computed from what is known."""
+    reached = {id(value) for name, value in record.values.items() if name in known}
+    for node in record.model.graph:
+        reads = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
+        if all(id(value) in reached or record.survey.of(value).is_constant for value in reads):
+            reached.update(id(value) for value in node.outputs)
+    return reached
+
+
+def _is_told(record: Record, node: ir.Node, reached: set[int]) -> bool:
+    """Whether a node asks for the shape of a tensor that is not computed here, but whose shape is known, up
+    to the number of examples."""
+    if node.op_type != "Shape" or node.domain or node.inputs[0] is None or id(node.inputs[0]) in reached:
+        return False
+    shape = record.survey.of(node.inputs[0]).shape
+    return shape is not None and None not in shape[1:]
+
+
+def _told_shape(record: Record, node: ir.Node, feeds: Mapping[str, AnyArray]) -> AnyArray:
+    rows = {array.shape[0] for array in feeds.values() if array.ndim}
+    assert node.inputs[0] is not None
+    shape = record.survey.of(node.inputs[0]).shape or ()
+    if len(rows) != 1:
+        raise InputError(f"the shape of '{node.inputs[0].name}' is needed and not known")
+    numbers = np.asarray([rows.copy().pop() if size is None else size for size in shape], dtype=np.int64)
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
+    return numbers[start:end]
 
 
 def _run_steps(
@@ -117,6 +150,11 @@ def _run_steps(
         return known[name] if name in known else constant(session, value)
 
     for node in steps:
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type == "Shape" and not node.domain and source is not None and source.name not in known:
+            if not record.survey.of(source).is_constant:
+                known[str(node.outputs[0].name)] = _told_shape(record, node, feeds)
+                continue
         arrays = [None if value is None else read(value) for value in node.inputs]
         captured = {str(value.name): read(value) for value in captured_values(node)}
         results = record.operators.run(node, arrays, captured)
@@ -147,23 +185,37 @@ def constant(session: Session, value: ir.Value) -> AnyArray:
     node = value.producer()
     array = facts.array()
     if node is not None and _reads_exact(record, node):
-        arrays = [None if read is None else constant(session, read) for read in node.inputs]
+        # What depends on sizes has no effect on a constant, whatever they are.
+        arrays = [
+            None
+            if read is None
+            else constant(session, read)
+            if record.survey.of(read).is_constant
+            else record.survey.of(read).at(0)
+            for read in node.inputs
+        ]
         array = record.operators.run(node, arrays)[list(node.outputs).index(value)]
     session.constants[id(value)] = array
     return array
 
 
 def _reads_exact(record: Record, node: ir.Node) -> bool:
-    waiting = [value for value in node.inputs if value is not None] if record.exact else []
+    """Whether a constant is computed from one that is taken for a bias."""
+    waiting = [node] if record.exact else []
     seen: set[int] = set()
     while waiting:
-        value = waiting.pop()
-        if id(value) in record.exact:
-            return True
-        producer = value.producer()
-        if producer is not None and id(producer) not in seen:
-            seen.add(id(producer))
-            waiting += [read for read in producer.inputs if read is not None]
+        step = waiting.pop()
+        if id(step) in seen or step.op_type == "Shape":
+            continue
+        seen.add(id(step))
+        for value in step.inputs:
+            if value is None or not record.survey.of(value).is_constant:
+                continue
+            if id(value) in record.exact:
+                return True
+            producer = value.producer()
+            if producer is not None:
+                waiting.append(producer)
     return False
 
 
