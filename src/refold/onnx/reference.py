@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from refold.errors import InputError
+from refold.onnx import pooling
 
 AnyArray = npt.NDArray[Any]
 
@@ -29,6 +30,8 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 # Versions of operators that the reference gets wrong (it takes batch norms before version 14 for training)
 # or lacks, and the version that computes the same and has it right.
 _RIGHT_SINCE = {"BatchNormalization": 15, "QuantizeLinear": 19, "DequantizeLinear": 19}
+
+_BY_DEFINITION = {"AveragePool": pooling.average, "MaxPool": pooling.largest}
 
 
 @final
@@ -49,6 +52,11 @@ class Operators:
 
         Raises InputError where the operator has no reference implementation or does not run on these.
         """
+        quick = _BY_DEFINITION.get(node.op_type) if not node.domain else None
+        if quick is not None and arrays[0] is not None:
+            pooled = quick(node, arrays[0])
+            if pooled is not None:
+                return [pooled]
         feeds = dict(captured or {})
         for value, array in zip(node.inputs, arrays, strict=True):
             if value is not None and array is not None:
