@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
@@ -71,13 +73,10 @@ class OnnxFrontend:
 
     def versions(self) -> dict[str, str]:
         """The versions of ONNX, of its IR and of the runtime."""
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnx-ir": str(ir.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-        }
+        found = {"onnx": str(onnx.__version__), "onnx-ir": str(ir.__version__)}
+        if find_spec("onnxruntime") is not None:
+            found["onnxruntime"] = str(import_module("onnxruntime").__version__)
+        return found
 
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The operator with its attributes, and its constants."""
