@@ -21,7 +21,7 @@ from onnx.shape_inference import infer_node_outputs
 
 from refold.errors import InputError
 from refold.files import printable, size_in_words
-from refold.onnx.reference import AnyArray, Operators, to_double
+from refold.onnx.reference import AnyArray, Operators, describe, to_double
 
 Sizes = tuple[int, ...]
 
@@ -202,10 +202,7 @@ class _Walk:
 
     def result(self) -> Survey:
         for node in self.model.graph:
-            try:
-                found = self._node(node)
-            except InputError:
-                raise
+            found = self._node(node)
             for value, facts in zip(node.outputs, found, strict=True):
                 _refuse_trap(value, facts)
                 self.facts[id(value)] = facts
@@ -237,6 +234,12 @@ class _Walk:
     # ---- nodes -----------------------------------------------------------------------------------
 
     def _node(self, node: ir.Node) -> list[Facts]:
+        for value in (*node.inputs, *captured_values(node)):
+            if value is not None and id(value) not in self.facts:
+                raise InputError(
+                    f"'{printable(describe(node))}' reads '{printable(value.name)}', which nothing before it gives: "
+                    "this is no valid ONNX model"
+                )
         inputs = [None if value is None else self.facts[id(value)] for value in node.inputs]
         if node.op_type == "Constant" and node.domain == "":
             return [self._constant(node)]
