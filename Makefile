@@ -5,7 +5,7 @@ DEMO := .venv-demo/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-keras lint docs bench clean
+.PHONY: help demo test test-core test-onnx test-keras lint docs bench clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -31,10 +31,13 @@ help:
 demo: .venv-demo/ready
 	KERAS_BACKEND=jax $(DEMO) -m refold demo
 
-test: test-core test-keras
+test: test-core test-onnx test-keras
 
 test-core: .venv/ready
-	$(PYTEST) tests --ignore=tests/on_keras
+	$(PYTEST) tests --ignore=tests/on_keras --ignore=tests/on_onnx
+
+test-onnx: .venv/ready
+	$(PYTEST) tests/on_onnx
 
 test-keras: .venv/ready
 	@set -e; for backend in $(BACKENDS); do \

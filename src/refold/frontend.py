@@ -111,8 +111,10 @@ class Frontend(Protocol):
 
 # Which module's classes mean which front end. A framework is never imported to find out: a model of it
 # can only exist if it was imported already.
-FRONTENDS = {"keras": "refold.keras.frontend"}
-SUFFIXES = {".keras": "keras"}
+FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend"}
+SUFFIXES = {".keras": "keras", ".onnx": "onnx"}
+# What must be installed for it, where that is not just the framework of that name.
+MODULES = {"onnx": ("onnx", "onnx_ir")}
 
 
 def frontend_of(model: Any) -> Frontend:
@@ -136,7 +138,7 @@ def frontend_for(path: Path) -> Frontend:
     if framework is None:
         known = ", ".join(SUFFIXES)
         raise InputError(f"{path}: refold does not read files that end in '{path.suffix}'; it reads {known}")
-    if find_spec(framework) is None:
+    if any(find_spec(module) is None for module in MODULES.get(framework, (framework,))):
         raise InputError(
             f"{path}: reading it needs {framework}; install it with: pip install 'refold[{framework}]'"
         )

@@ -29,7 +29,10 @@ def inspect(options: argparse.Namespace) -> int:
         plan = verbs.inspect(model)
     _show(plan.to_json(), terminal.plan(plan), options)
     _write_reports(Page(title=options.model.name, plan=plan), options)
-    return DIFFERENT if options.fail_if_foldable and plan.changes_something else SAME
+    if options.fail_if_foldable and plan.changes_something:
+        print(f"refold: {options.model.name}: {plan.headline}", file=sys.stderr)
+        return DIFFERENT
+    return SAME
 
 
 def fold(options: argparse.Namespace) -> int:

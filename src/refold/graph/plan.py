@@ -8,9 +8,11 @@ from functools import cached_property
 from html import escape
 from typing import Any, final
 
+import numpy as np
+
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost
-from refold.graph.graph import AffineForm, Graph
+from refold.graph.graph import Affine, AffineForm, Graph
 
 
 @final
@@ -88,6 +90,25 @@ class Plan:
         """Whether folding would change the model at all."""
         return bool(self.regions or self.evaluated)
 
+    @cached_property
+    def headline(self) -> str:
+        """What folding would save, in one line."""
+        if not self.changes_something:
+            return "nothing in this model folds"
+        changed = self.removed | {self.graph.producer[region.value].name for region in self.regions}
+        saved = sum(
+            isinstance(node.op, Affine) and _is_convolution(node.op.conv) and node.name in changed
+            for node in self.graph.nodes
+        )
+        saved -= sum(_is_convolution(term) for region in self.regions for term in region.form.terms.values())
+        parts = [f"{-saved:+,} {'convolution' if abs(saved) == 1 else 'convolutions'}"] if saved else []
+        if self.before.multiply_adds:
+            share = 100 * (self.after.multiply_adds / self.before.multiply_adds - 1)
+            parts.append(f"{share:+.0f} % multiply-adds")
+        found = [_count(len(self.regions), "foldable region")] if self.regions else []
+        found += [_count(len(self.evaluated), "computed weight")] if self.evaluated else []
+        return f"this model still holds {' and '.join(found)}{': ' if parts else ''}{', '.join(parts)}"
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, without the weights."""
         return {
@@ -140,6 +161,12 @@ class Plan:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _is_convolution(conv: AffineConv) -> bool:
+    """Whether a map is more than factors per channel and means over windows."""
+    is_mean = conv.is_channelwise and not np.any(conv.kernel != conv.kernel.reshape(-1)[0])
+    return not conv.is_scale and not is_mean
 
 
 def _describe(conv: AffineConv) -> str:

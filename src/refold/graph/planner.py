@@ -367,7 +367,10 @@ class _Search:
         producer = self.graph.producer[leaf]
         carried = self._form_over(leaf, beyond)
         if carried is None:
-            own = self.builder.combine(producer, self._leaf_forms(producer))
+            known = self._leaf_forms(producer)
+            if len(known) < len(producer.inputs):
+                return producer.name, "the number of channels that it reads is not known"
+            own = self.builder.combine(producer, known)
             return (producer.name, own.reason) if isinstance(own, Refusal) else None
         forms = {leaf: carried}
         for node in cone:

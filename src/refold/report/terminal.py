@@ -66,15 +66,8 @@ def gain_rows(plan: Plan) -> list[tuple[str, int, int]]:
 
 
 def headline(plan: Plan) -> str:
-    """What a plan comes to, in one sentence."""
-    if not plan.changes_something:
-        return "Nothing to fold: every part is exact and cheapest as it is."
-    fewer = plan.before.operators - plan.after.operators
-    share = 1 - plan.after.multiply_adds / max(plan.before.multiply_adds, 1)
-    return (
-        f"This model holds {len(plan.regions)} foldable regions and {len(plan.evaluated)} computed weights: "
-        f"-{fewer} operators, -{share:.0%} multiply-adds."
-    )
+    """What a plan comes to, as a sentence."""
+    return f"{plan.headline[:1].upper()}{plan.headline[1:]}."
 
 
 def certificate(certificate: Certificate) -> list[Any]:

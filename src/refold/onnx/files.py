@@ -1,0 +1,239 @@
+"""Reading and writing ``.onnx`` files.
+
+A file is taken for hostile: nothing in it is executed, its size claims are checked before anything is
+allocated for them, and data beside it is read only from its own folder. Weights that lie beside the file
+stay there until they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from refold.errors import InputError
+from refold.files import open_regular, printable, size_in_words, write_atomically
+
+# A protobuf cannot be larger; beyond, weights lie in files of their own.
+MOST_BYTES = 2**31 - 1
+MOST_INLINE = 2**31 - 2**24
+
+
+def load(path: Path) -> ir.Model:
+    """The model in a file, its external weights not yet read.
+
+    Raises InputError if the file is no valid ONNX model, or if weights outside of it are not where they
+    may be: in regular files in its own folder, large enough for what is said to be in them. (Where the
+    model itself is a link, as in the Hugging Face cache, they may lie beside what it points to.)
+    """
+    shown = printable(path)
+    with open_regular(path, MOST_BYTES) as file:
+        data = file.read()
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError, whichever implementation is installed
+        raise InputError(f"{shown}: this is no ONNX model, or a damaged one ({_line(error)})") from error
+    if not proto.ir_version or not proto.opset_import or not proto.HasField("graph"):
+        raise InputError(f"{shown}: this is no ONNX model, or a damaged one (it has no graph, or no versions)")
+    length = len(data)
+    del data
+    places: dict[str, tuple[str, str]] = {}
+    for tensor, is_initializer in _tensors(proto.graph, proto.functions):
+        _check_size(shown, tensor, length)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if not is_initializer:
+                raise InputError(f"{shown}: a constant inside the graph points to another file; that is not read")
+            places[tensor.name] = _check_external(shown, path, tensor)
+    _check_model(shown, proto, places)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # whatever the checker lets through
+        raise InputError(f"{shown}: this is no valid ONNX model ({_line(error)})") from error
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            stored = value.const_value
+            if isinstance(stored, ir.ExternalTensor):
+                folder, name = places[str(value.name)]
+                value.const_value = ir.ExternalTensor(
+                    name,
+                    stored.offset,
+                    stored.length,
+                    stored.dtype,
+                    shape=stored.shape,
+                    name=stored.name,
+                    base_dir=folder,
+                )
+    return model
+
+
+def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
+    """Write a model, whole or not at all. Weights of 2 GiB and more go to a file beside it, which is
+    complete before the model appears. Raises InputError."""
+    if isinstance(model, onnx.ModelProto):
+        model = ir.from_proto(model)
+    model = model.clone()
+    values = list(model.graph.initializers.values())
+    stored = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    beside = f"{path.stem}-{secrets.token_hex(4)}.data" if stored >= MOST_INLINE else None
+
+    def write(target: Path) -> None:
+        if beside is None:
+            for value in values:
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    tensor = value.const_value
+                    value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        proto = ir.to_proto(model)
+        target.write_bytes(proto.SerializeToString())
+
+    if beside is None:
+        write_atomically(path, write, overwrite=overwrite)
+        return
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(
+            f"{printable(path)}: the file exists already; choose another name, or overwrite it with --force"
+        )
+    folder = path.parent.resolve()
+    try:
+        model = ir.external_data.unload_from_model(model, folder, beside)
+        write_atomically(path, write, overwrite=overwrite)
+    except BaseException as error:
+        (folder / beside).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{printable(path)}: it cannot be written ({_line(error)})") from error
+        raise
+
+
+# ---- what is checked before anything is made of it ---------------------------------------------------
+
+
+def _tensors(graph: onnx.GraphProto, functions: Any) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """Every tensor of a model, and whether it is an initializer."""
+    waiting: list[Any] = [graph, *functions]
+    while waiting:
+        holder = waiting.pop()
+        if isinstance(holder, onnx.GraphProto):
+            for tensor in holder.initializer:
+                yield tensor, True
+            for sparse in holder.sparse_initializer:
+                yield sparse.values, False
+                yield sparse.indices, False
+        for node in holder.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t, False
+                for tensor in attribute.tensors:
+                    yield tensor, False
+                if attribute.HasField("g"):
+                    waiting.append(attribute.g)
+                waiting += attribute.graphs
+
+
+def _check_size(shown: str, tensor: onnx.TensorProto, length: int) -> None:
+    """Refuse a tensor that claims other numbers than it brings."""
+    name = printable(tensor.name)
+    try:
+        kind = ir.DataType(tensor.data_type)
+        bits = 8 if kind is ir.DataType.STRING else kind.bitwidth
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{shown}: the tensor '{name}' has a type that is not known") from error
+    if any(size < 0 for size in tensor.dims):
+        raise InputError(f"{shown}: the tensor '{name}' has a negative size")
+    needed = -(-prod(tensor.dims) * bits // 8)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    if tensor.HasField("raw_data"):
+        if len(tensor.raw_data) != needed:
+            raise InputError(
+                f"{shown}: the tensor '{name}' claims {size_in_words(needed)} and brings "
+                f"{size_in_words(len(tensor.raw_data))}"
+            )
+    elif prod(tensor.dims) > 8 * length:
+        raise InputError(f"{shown}: the tensor '{name}' claims more numbers than the file has room for")
+
+
+def _check_external(shown: str, path: Path, tensor: onnx.TensorProto) -> tuple[str, str]:
+    """The folder and the name of the file that holds a tensor, if it may be read."""
+    name = printable(tensor.name)
+    entries: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    parts = Path(location).parts
+    if not location or "\0" in location or "\\" in location or os.path.isabs(location) or ".." in parts:
+        raise InputError(
+            f"{shown}: the weights '{name}' are said to be in '{printable(location)}'; only files in the model's "
+            "own folder are read"
+        )
+    file = os.path.realpath(path.parent / location)
+    roots = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
+    if not any(file.startswith(root.rstrip(os.sep) + os.sep) for root in roots):
+        raise InputError(f"{shown}: the weights '{name}' lie behind a link out of the model's folder")
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise InputError(
+            f"{shown}: the weights '{name}' should be in '{printable(location)}', which is not there"
+        ) from error
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        kind = "a hard link" if stat.S_ISREG(status.st_mode) else "no regular file"
+        raise InputError(f"{shown}: the weights '{name}' are in '{printable(location)}', which is {kind}")
+    bits = ir.DataType(tensor.data_type).bitwidth
+    needed = -(-prod(tensor.dims) * bits // 8)
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or needed)
+    except ValueError as error:
+        raise InputError(f"{shown}: the place of the weights '{name}' is no number") from error
+    if offset < 0 or length != needed or offset + needed > status.st_size:
+        raise InputError(
+            f"{shown}: the weights '{name}' ({size_in_words(needed)}) are not where the model says: "
+            f"{length} bytes at {offset} of '{printable(location)}', which has {status.st_size}"
+        )
+    return os.path.dirname(file), os.path.basename(file)
+
+
+def _check_model(shown: str, proto: onnx.ModelProto, external: Mapping[str, Any]) -> None:
+    """Refuse what is against ONNX's rules: cycles, values that nobody gives or two do, unknown operators...
+
+    Weights in other files stand as inputs here, for the checker would look for the files.
+    """
+    checked = proto
+    unsized = [v for v in (*proto.graph.input, *proto.graph.output) if not v.type.tensor_type.HasField("shape")]
+    if external or unsized:
+        checked = onnx.ModelProto()
+        checked.CopyFrom(proto)
+        _without_files(checked.graph, external)
+        for value in (*checked.graph.input, *checked.graph.output):
+            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+                value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(checked)
+    except Exception as error:  # ValidationError, and what the C++ code raises besides
+        raise InputError(f"{shown}: this is no valid ONNX model ({_line(error)})") from error
+
+
+def _without_files(graph: onnx.GraphProto, external: Mapping[str, Any]) -> None:
+    listed = {value.name for value in graph.input}
+    kept = []
+    for tensor in graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            kept.append(tensor)
+        elif tensor.name not in listed:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    copies = []
+    for tensor in kept:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        copies.append(copy)
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return printable(text.splitlines()[0], 300)

@@ -1,0 +1,191 @@
+"""From a plan back to an ONNX model.
+
+The model is copied, with its tensors shared. What the plan leaves alone is the same node with the same
+names and attributes; what it folds is replaced by new nodes, and what only served that is removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import onnx_ir as ir
+
+from refold.graph.forms import FormBuilder, form_builder
+from refold.graph.graph import Graph
+from refold.graph.plan import Plan, Region
+from refold.onnx.express import Writer
+from refold.onnx.lift import Record
+
+# The first version of the format in which initializers need not be inputs.
+_FREE_INITIALIZERS = 4
+
+
+def lower_plan(graph: Graph, record: Record, plan: Plan) -> ir.Model:
+    """A new model that follows ``plan``."""
+    model = record.model.clone()
+    if model.ir_version < _FREE_INITIALIZERS:
+        listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+        for value in listed:
+            model.graph.inputs.remove(value)
+        model.ir_version = _FREE_INITIALIZERS
+    lowering = _Lowering(graph, record, plan, model, form_builder(graph))
+    lowering.map_values()
+    for region in plan.regions:
+        lowering.replace(region)
+    for name in record.computed:
+        lowering.store_computed(name)
+    lowering.remove_unused()
+    return model
+
+
+@final
+@dataclass(eq=False)
+class _Lowering:
+    """The new model while it changes; ``made`` is what now stands for each value of the graph."""
+
+    graph: Graph
+    record: Record
+    plan: Plan
+    model: ir.Model
+    forms: FormBuilder
+    made: dict[str, ir.Value] = field(default_factory=dict)
+    copies: dict[int, ir.Node] = field(default_factory=dict)
+    dead: list[ir.Node] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+    def map_values(self) -> None:
+        """Pair the nodes and values of the copy with the original's, and note every name that is taken."""
+        old, new = self.record.model.graph, self.model.graph
+        for first, second in zip(old, new, strict=True):
+            self.copies[id(first)] = second
+            for one, two in zip(first.outputs, second.outputs, strict=True):
+                self.made[str(one.name)] = two
+        for value in new.inputs:
+            self.made[str(value.name)] = value
+        for value in new.initializers.values():
+            self.made[str(value.name)] = value
+        for graph in self.model.graphs():
+            self.names.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
+            for node in graph:
+                self.names.add(str(node.name))
+                self.names.update(str(value.name) for value in node.outputs)
+
+    def unique(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self.names.add(name)
+        return name
+
+    # ---- regions ---------------------------------------------------------------------------------
+
+    def replace(self, region: Region) -> None:
+        """Put new nodes where the value of a region was computed; they take over its name."""
+        old = self.made[region.value]
+        producer = old.producer()
+        assert producer is not None
+        writer = self.writer(old, producer)
+        axis = self.forms.axes[region.value]
+        rank = len(self.graph.values[region.value].shape)
+        name = self.region_name(region)
+        bias = region.form.bias if region.biased or np.any(region.form.bias) else None
+        parts = []
+        for leaf, term in region.form.terms.items():
+            own = None
+            if bias is not None and not term.is_identity:
+                own, bias = bias, None
+            axes = self.forms.axes[leaf], axis
+            parts.append(writer.affine(self.made[leaf], term, own, axes, rank, name))
+        result = writer.shifted(writer.total(parts, name), bias, axis, rank, name)
+        if not writer.nodes and old.is_graph_output():
+            result = writer.node("Identity", [result], name)
+        self.take_over(old, result, producer, writer)
+
+    def writer(self, value: ir.Value, producer: ir.Node) -> Writer:
+        versions = self.model.opset_imports
+        graph = producer.graph
+        assert isinstance(graph, ir.Graph)
+        dtype = self.record.survey.of(self.record.values[str(value.name)]).dtype
+        kind = next(k for k in _FLOAT_TYPES if k.numpy().name == dtype)
+        return Writer(graph, versions.get("", versions.get("ai.onnx", 1)), kind, self.unique, [])
+
+    def take_over(self, old: ir.Value, result: ir.Value, producer: ir.Node, writer: Writer) -> None:
+        """Let ``result`` be what ``old`` was, for whoever reads it."""
+        name, is_new = str(old.name), bool(writer.nodes)
+        graph = producer.graph
+        assert isinstance(graph, ir.Graph)
+        graph.insert_before(producer, writer.nodes)
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+        if is_new:
+            result.type, result.shape = old.type, old.shape
+            result.doc_string = old.doc_string
+            result.metadata_props.update(old.metadata_props)
+            old.name = self.unique(f"{name}_before")
+            result.name = name
+        for known, value in self.made.items():
+            if value is old:
+                self.made[known] = result
+        self.dead.append(producer)
+
+    def region_name(self, region: Region) -> str:
+        """The name of the last convolution or matrix among the region's nodes, else of its last node."""
+        steps = [self.record.nodes[name] for name in region.nodes]
+        kernels = [step for step in steps if step.op_type in ("Conv", "Gemm", "MatMul")]
+        last = (kernels or steps)[-1]
+        return f"{last.name or last.outputs[0].name}_folded"
+
+    # ---- weights that were computed --------------------------------------------------------------
+
+    def store_computed(self, name: str) -> None:
+        """Give a node that stays its weights as plain initializers."""
+        original = self.record.nodes[name]
+        node = self.copies[id(original)]
+        if node in self.dead or any(self.made[str(o.name)] is not o for o in node.outputs if o.name):
+            return
+        for place in self.record.computed[name]:
+            old = node.inputs[place]
+            source = original.inputs[place]
+            assert old is not None
+            assert source is not None
+            facts = self.record.survey.of(source)
+            kind = next(k for k in _FLOAT_TYPES if k.numpy().name == facts.dtype)
+            graph = node.graph
+            assert isinstance(graph, ir.Graph)
+            writer = Writer(graph, 1, kind, self.unique, [])
+            value = writer.constant(f"{original.name or node.outputs[0].name}_weight", facts.array())
+            node.replace_input_with(place, value)
+            producer = old.producer()
+            if producer is not None:
+                self.dead.append(producer)
+
+    # ---- what is not needed any more -------------------------------------------------------------
+
+    def remove_unused(self) -> None:
+        """Remove the nodes that were replaced, and what only they read."""
+        waiting = list(self.dead)
+        removed: set[int] = set()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in removed or any(o.uses() or o.is_graph_output() for o in node.outputs):
+                continue
+            removed.add(id(node))
+            graph = node.graph
+            assert isinstance(graph, ir.Graph)
+            read = [value for value in node.inputs if value is not None]
+            graph.remove(node, safe=True)
+            for value in read:
+                producer = value.producer()
+                if producer is not None:
+                    waiting.append(producer)
+                elif self._is_unused_initializer(value):
+                    del self.model.graph.initializers[str(value.name)]
+
+    def _is_unused_initializer(self, value: ir.Value) -> bool:
+        known = self.model.graph.initializers.get(str(value.name)) is value
+        return known and not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+
+
+_FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

@@ -1,0 +1,514 @@
+"""Models and what must be left of them: every entry says which operators remain after folding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from graphs import Builder
+from onnx import TensorProto, helper, numpy_helper
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    build: Callable[[], onnx.ModelProto]
+    left: Mapping[str, int]
+    sizes: tuple[int, ...] = (9, 6)
+    u: float = 2.0**-24
+    proof: str = "proved"
+    marks: Mapping[str, Any] = field(default_factory=dict)
+
+
+ENTRIES: list[Entry] = []
+
+
+def entry(left: dict[str, int], **settings: Any) -> Callable[[Callable[[], onnx.ModelProto]], Any]:
+    def add(build: Callable[[], onnx.ModelProto]) -> Any:
+        ENTRIES.append(Entry(build.__name__, build, left, **settings))
+        return build
+
+    return add
+
+
+def start(c: int = 4, *space: Any, **settings: Any) -> tuple[Builder, str]:
+    b = Builder(**settings)
+    return b, b.input("N", c, *(space or ("H", "W")))
+
+
+# ---- blocks --------------------------------------------------------------------------------------
+
+
+@entry({"Conv": 1, "Relu": 1})
+def repvgg() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("Add", b.bn(b.conv(x, 4, 4, bias=False), 4), b.bn(b.conv(x, 4, 4, 1, bias=False), 4))
+    return b.model(b.op("Relu", b.op("Add", y, b.bn(x, 4))))
+
+
+@entry({"Conv": 1, "Relu": 1})
+def repvgg_stride_two() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.bn(b.conv(x, 4, 6, bias=False, strides=[2, 2]), 6)
+    return b.model(b.op("Relu", b.op("Add", y, b.bn(b.conv(x, 4, 6, 1, bias=False, strides=[2, 2]), 6))))
+
+
+@entry({"Conv": 1})
+def asymmetric_branches() -> onnx.ModelProto:
+    b, x = start(3)
+    one = b.conv(x, 3, 5)
+    two = b.op("Conv", x, b.random(5, 3, 1, 3), pads=[0, 1, 0, 1])
+    three = b.op("Conv", x, b.random(5, 3, 3, 1), pads=[1, 0, 1, 0])
+    return b.model(b.op("Sum", one, two, three))
+
+
+@entry({"Conv": 1})
+def dilated_depthwise_branches() -> onnx.ModelProto:
+    b, x = start(4)
+    one = b.conv(x, 4, 4, 5, group=4)
+    two = b.conv(x, 4, 4, 3, group=4, dilations=[2, 2], pads=[2] * 4)
+    return b.model(b.op("Add", b.bn(one, 4), b.bn(two, 4)))
+
+
+@entry({"Conv": 1})
+def linear_expansion_without_padding() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.conv(b.conv(b.conv(x, 3, 12, 1), 12, 12, 3, pads=[0] * 4), 12, 5, 1)
+    return b.model(y)
+
+
+@entry({"Conv": 1})
+def linear_expansion_with_padding_and_no_bias() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.conv(b.conv(b.conv(x, 3, 12, 1, bias=False), 12, 12, 3), 12, 5, 1))
+
+
+@entry({"Conv": 2})
+def bias_before_zero_padding_stays_apart() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.conv(b.conv(x, 3, 12, 1), 12, 5, 3))
+
+
+@entry({"Conv": 1})
+def bias_before_a_border_of_that_bias() -> onnx.ModelProto:
+    b, x = start(3, 8, 8, dtype="float64")
+    y = b.conv(x, 3, 4, 1, bias=False)
+    shift = b.rng.normal(size=(1, 4, 1, 1))
+    y = b.op("Add", y, b.constant(shift))
+    middle = b.op("Pad", y, b.ints(0, 0, 1, 1, 0, 0, 1, 1))
+    inside = np.zeros((1, 1, 10, 10), dtype=bool)
+    inside[:, :, 1:-1, 1:-1] = True
+    border = b.op("Where", b.constant(inside), middle, b.constant(shift))
+    return b.model(b.conv(border, 4, 5, pads=[0] * 4))
+
+
+@entry({"Conv": 1})
+def average_pool_branch() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("AveragePool", b.conv(x, 3, 4, 1, bias=False), kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    return b.model(b.op("Add", b.bn(y, 4), b.conv(x, 3, 4, 3)))
+
+
+@entry({"AveragePool": 1, "Conv": 2, "Add": 1})
+def average_pool_that_does_not_count_its_border() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("AveragePool", b.conv(x, 3, 4, 1, bias=False), kernel_shape=[3, 3], pads=[1] * 4)
+    return b.model(b.op("Add", y, b.conv(x, 3, 4, 3)))
+
+
+@entry({"Conv": 2}, sizes=(9,))
+def ceil_mode_that_changes_nothing() -> onnx.ModelProto:
+    b, x = start(3, 9, 9)
+    y = b.op("AveragePool", b.conv(x, 3, 3, 1), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    return b.model(b.bn(y, 3))
+
+
+@entry({"AveragePool": 1, "Conv": 1}, sizes=(8,))
+def ceil_mode_that_reaches_over_the_border() -> onnx.ModelProto:
+    b, x = start(3, 8, 8)
+    y = b.op("AveragePool", b.conv(x, 3, 3, 1), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    return b.model(y)
+
+
+@entry({"Conv": 1})
+def channels_gathered_in_another_order() -> onnx.ModelProto:
+    b, x = start(6)
+    y = b.op("Gather", b.conv(x, 6, 6), b.ints(0, 3, -5, 4, 2), axis=1)
+    return b.model(b.bn(y, 5))
+
+
+@entry({"Conv": 1}, sizes=(8,))
+def shuffle_by_reshapes() -> onnx.ModelProto:
+    b, x = start(6, 8, 8)
+    y = b.conv(x, 6, 6)
+    y = b.op("Transpose", b.op("Reshape", y, b.ints(-1, 2, 3, 8, 8)), perm=[0, 2, 1, 3, 4])
+    return b.model(b.conv(b.op("Reshape", y, b.ints(-1, 6, 8, 8)), 6, 4, 1))
+
+
+@entry({"Conv": 1})
+def split_and_concat() -> onnx.ModelProto:
+    b, x = start(4)
+    one, two = b.op("Split", b.conv(x, 4, 6), b.ints(2, 4), outputs=2, axis=1)
+    return b.model(b.op("Concat", b.bn(two, 4), one, axis=1))
+
+
+@entry({"Conv": 1})
+def branches_side_by_side() -> onnx.ModelProto:
+    b, x = start(4)
+    return b.model(b.op("Concat", b.conv(x, 4, 2), b.conv(x, 4, 3), axis=1))
+
+
+@entry({"Conv": 1})
+def pad_then_conv() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Pad", x, b.ints(0, 0, 0, 1, 0, 0, 2, 3), mode="constant")
+    return b.model(b.conv(y, 3, 4, pads=[0] * 4))
+
+
+@entry({"Pad": 1, "Conv": 1})
+def reflecting_pad_stays() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.conv(b.op("Pad", x, b.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect"), 3, 4, pads=[0] * 4))
+
+
+@entry({"Conv": 1, "Slice": 1})
+def crop_then_conv() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Slice", b.conv(x, 3, 4, 1), b.ints(1, 1), b.ints(-1, -2), b.ints(2, 3))
+    return b.model(y)
+
+
+@entry({"Conv": 1})
+def crop_against_padding() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Slice", b.conv(x, 3, 4, 3), b.ints(1, 1), b.ints(-1, -1), b.ints(2, 3))
+    return b.model(b.bn(y, 4))
+
+
+@entry({"Conv": 1})
+def batch_norm_before_an_unpadded_conv() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.conv(b.bn(x, 3), 3, 4, pads=[0] * 4))
+
+
+@entry({"BatchNormalization": 1, "Conv": 1})
+def batch_norm_of_the_batch_stays() -> onnx.ModelProto:
+    b, x = start(3)
+    inputs = [b.constant(np.ones(4)) for _ in range(4)]
+    return b.model(b.op("BatchNormalization", b.conv(x, 3, 4), *inputs, training_mode=1, outputs=3)[0])
+
+
+# ---- one dimension, three, padding by words ------------------------------------------------------
+
+
+@entry({"Conv": 1})
+def one_dimension() -> onnx.ModelProto:
+    b, x = start(4, "T")
+    y = b.op("Add", b.conv(x, 4, 4, 5, axes=1), x)
+    return b.model(b.bn(b.op("Add", y, b.conv(x, 4, 4, 1, axes=1)), 4))
+
+
+@entry({"Conv": 1}, sizes=(5,))
+def three_dimensions() -> onnx.ModelProto:
+    b, x = start(2, "D", "H", "W")
+    return b.model(b.op("Add", b.conv(x, 2, 3, 3, axes=3), b.conv(x, 2, 3, 1, axes=3)))
+
+
+@entry({"Conv": 1})
+def same_upper_with_a_stride_at_any_size() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.conv(x, 3, 4, 3, auto_pad="SAME_UPPER", strides=[2, 2])
+    return b.model(b.bn(y, 4))
+
+
+@entry({"Conv": 1}, sizes=(8,))
+def same_lower_at_a_known_size() -> onnx.ModelProto:
+    b, x = start(3, 8, 8)
+    return b.model(b.bn(b.conv(x, 3, 4, 4, auto_pad="SAME_LOWER", strides=[2, 2]), 4))
+
+
+@entry({"Conv": 1})
+def valid_padding() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.op("Neg", b.conv(x, 3, 4, 3, auto_pad="VALID")))
+
+
+# ---- constants in every place --------------------------------------------------------------------
+
+
+def _scaled(*shapes: tuple[int, ...], first: bool = False, kinds: str = "Mul Add") -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.conv(x, 3, 4)
+    for shape, kind in zip(shapes, kinds.split(), strict=True):
+        constant = b.constant(b.rng.uniform(0.5, 2.0, shape))
+        y = b.op(kind, *((constant, y) if first else (y, constant)))
+    return b.model(y)
+
+
+for _shapes in [((), ()), ((1,), (1,)), ((4, 1, 1), (1, 4, 1, 1)), ((1, 1, 1, 1), (1, 1, 1))]:
+    for _first in (False, True):
+        for _kinds in ("Mul Add", "Add Mul", "Sub Mul") + (() if _first else ("Div Sub",)):
+            ENTRIES.append(
+                Entry(
+                    f"constants {_shapes} {_kinds}{' first' if _first else ''}",
+                    lambda s=_shapes, f=_first, k=_kinds: _scaled(*s, first=f, kinds=k),
+                    {"Conv": 1},
+                    sizes=(5,),
+                )
+            )
+
+
+@entry({"Conv": 1, "Add": 1}, sizes=(8,))
+def a_constant_that_varies_over_space_stays() -> onnx.ModelProto:
+    b, x = start(3, 8, 8)
+    return b.model(b.op("Add", b.conv(x, 3, 4), b.random(1, 1, 8, 8)))
+
+
+@entry({"Conv": 1}, sizes=(8,))
+def parameters_expanded_over_space() -> onnx.ModelProto:
+    b, x = start(3, 8, 8)
+    wide = b.op("Expand", b.random(1, 4, 1, 1), b.ints(1, 4, 8, 8))
+    return b.model(b.op("Mul", b.conv(x, 3, 4), wide))
+
+
+@entry({"Conv": 1, "Div": 1})
+def a_constant_divided_by_a_tensor_stays() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.op("Div", b.constant(np.ones(1)), b.conv(x, 3, 4)))
+
+
+@entry({"Conv": 1})
+def identity_and_dropout() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Dropout", b.op("Identity", b.conv(x, 3, 4)), b.constant(np.float32(0.5)))
+    return b.model(b.bn(y, 4))
+
+
+@entry({"Conv": 1})
+def mean_of_branches() -> onnx.ModelProto:
+    b, x = start(3)
+    return b.model(b.op("Mean", b.conv(x, 3, 4), b.conv(x, 3, 4, 1), b.conv(x, 3, 4, 5)))
+
+
+@entry({"Conv": 1})
+def weight_normalization_left_in_the_graph() -> onnx.ModelProto:
+    b, x = start(3)
+    v, g = b.random(4, 3, 3, 3), b.constant(b.rng.uniform(0.5, 2, (4, 1, 1, 1)))
+    norm = b.op("Sqrt", b.op("ReduceSum", b.op("Mul", v, v), b.ints(1, 2, 3), keepdims=1))
+    w = b.op("Mul", g, b.op("Div", v, norm))
+    return b.model(b.op("Conv", x, w, b.random(4), pads=[1] * 4))
+
+
+@entry({"Conv": 1})
+def weights_in_constant_nodes() -> onnx.ModelProto:
+    b, x = start(3)
+    w = b.op("Constant", value=numpy_helper.from_array(b.rng.normal(size=(4, 3, 3, 3)).astype("float32")))
+    y = b.op("Conv", x, w, pads=[1] * 4)
+    half = b.op("Constant", value_float=0.5)
+    return b.model(b.op("Mul", y, half))
+
+
+# ---- matrices ------------------------------------------------------------------------------------
+
+
+@entry({"Gemm": 1}, sizes=(5,))
+def gemm_chain() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", 6)
+    y = b.op("Gemm", x, b.random(6, 8), b.random(8), alpha=0.5, beta=2.0)
+    y = b.op("Gemm", y, b.random(5, 8), b.random(1, 5), transB=1)
+    return b.model(b.bn(y, 5))
+
+
+@entry({"Gemm": 1}, sizes=(5,))
+def matmul_add_batchnorm() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", 6)
+    return b.model(b.bn(b.op("Add", b.op("MatMul", x, b.random(6, 8)), b.random(8)), 8))
+
+
+@entry({"MatMul": 1, "Add": 1}, sizes=(5,))
+def matmuls_over_a_sequence() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "L", 6)
+    y = b.op("Add", b.op("MatMul", x, b.random(6, 12)), b.random(12))
+    return b.model(b.op("Mul", b.op("Add", b.op("MatMul", y, b.random(12, 5)), b.random(5)), b.random(5)))
+
+
+@entry({"MatMul": 1, "Add": 1}, sizes=(5,))
+def one_matmul_and_its_bias_stay_as_they_are() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "L", 6)
+    return b.model(b.op("Add", b.op("MatMul", x, b.random(6, 12)), b.random(12)))
+
+
+@entry({"Conv": 1}, sizes=(5,))
+def matrix_on_the_left() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", 4, "L")
+    y = b.op("MatMul", b.random(6, 4), x)
+    return b.model(b.op("Add", y, b.random(6, 1)))
+
+
+@entry({"Gemm": 1, "Relu": 1}, sizes=(5,))
+def low_rank_is_kept_apart_or_joined_by_cost() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", 6)
+    y = b.op("Gemm", b.op("Gemm", x, b.random(6, 20), b.random(20)), b.random(20, 6), b.random(6))
+    return b.model(b.op("Relu", y))
+
+
+@entry({"Conv": 2})
+def bottleneck_stays_apart() -> onnx.ModelProto:
+    b, x = start(16, 32, 32)
+    return b.model(b.conv(b.conv(x, 16, 2, 1, bias=False), 2, 16, 1))
+
+
+@entry({"Conv": 2})
+def depthwise_then_pointwise_stays_apart() -> onnx.ModelProto:
+    b, x = start(16, 32, 32)
+    return b.model(b.conv(b.conv(x, 16, 16, 3, group=16, bias=False), 16, 16, 1))
+
+
+# ---- channels last -------------------------------------------------------------------------------
+
+
+@entry({"Transpose": 2, "Conv": 1}, sizes=(7,))
+def channels_last_with_bias_and_scale() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "H", "W", 3)
+    y = b.op("Transpose", b.conv(b.op("Transpose", x, perm=[0, 3, 1, 2]), 3, 4, bias=False), perm=[0, 2, 3, 1])
+    return b.model(b.op("Mul", b.op("Add", y, b.random(4)), b.random(4)))
+
+
+@entry({"Transpose": 2, "Conv": 1}, sizes=(7,))
+def channels_last_branches() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "H", "W", 4)
+
+    def conv(k: int) -> str:
+        y = b.conv(b.op("Transpose", x, perm=[0, 3, 1, 2]), 4, 4, k)
+        return str(b.op("Transpose", y, perm=[0, 2, 3, 1]))
+
+    return b.model(b.op("Add", b.op("Add", conv(3), conv(1)), x))
+
+
+@entry({"Transpose": 1, "Conv": 1}, sizes=(7,))
+def sequence_turned_to_channels_first() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "L", 6)
+    y = b.op("Transpose", b.op("MatMul", x, b.random(6, 8)), perm=[0, 2, 1])
+    return b.model(b.conv(y, 8, 3, 3, axes=1))
+
+
+@entry({"Conv": 1}, sizes=(7,))
+def transposes_that_cancel() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Transpose", b.op("Transpose", b.conv(x, 3, 4), perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2])
+    return b.model(b.bn(y, 4))
+
+
+# ---- what must survive ---------------------------------------------------------------------------
+
+
+@entry({"Conv": 2})
+def an_inner_value_that_is_an_output() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.conv(x, 3, 4, 1)
+    return b.model(y, b.conv(b.bn(y, 4), 4, 5, pads=[0] * 4))
+
+
+@entry({"Conv": 2, "Relu": 1, "Add": 1})
+def shared_weights() -> onnx.ModelProto:
+    b, x = start(4)
+    w = b.random(4, 4, 3, 3)
+    y = b.op("Relu", b.op("Add", b.op("Conv", x, w, pads=[1] * 4), x))
+    return b.model(b.op("Add", b.op("Conv", y, w, pads=[1] * 4), x))
+
+
+@entry({"Conv": 1, "If": 1, "Greater": 1, "ReduceMean": 1})
+def values_that_subgraphs_read() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.bn(b.conv(x, 3, 4), 4)
+    condition = b.op("Greater", b.op("ReduceMean", y, keepdims=0), b.constant(np.float32(0.0)))
+    info = helper.make_tensor_value_info
+    then = helper.make_graph(
+        [helper.make_node("Relu", [y], ["t"])], "then", [], [info("t", TensorProto.FLOAT, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", [y], ["e"])], "else", [], [info("e", TensorProto.FLOAT, None)]
+    )
+    return b.model(b.op("If", condition, then_branch=then, else_branch=other))
+
+
+@entry({"QuantizeLinear": 1, "DequantizeLinear": 2, "Conv": 1, "BatchNormalization": 1})
+def quantized_weights_stay() -> onnx.ModelProto:
+    b, x = start(3)
+    scale, zero = b.constant(np.float32(0.05)), b.constant(np.int8(0))
+    stored = b.constant(b.rng.integers(-90, 90, (4, 3, 3, 3)).astype("int8"))
+    w = b.op("DequantizeLinear", stored, scale, zero)
+    q = b.op("DequantizeLinear", b.op("QuantizeLinear", x, scale, zero), scale, zero)
+    return b.model(b.bn(b.op("Conv", q, w, pads=[1] * 4), 4))
+
+
+@entry({"Conv": 1}, u=2.0**-11, sizes=(7,))
+def half_precision() -> onnx.ModelProto:
+    b, x = start(4, dtype="float16")
+    return b.model(b.bn(b.op("Add", b.conv(x, 4, 4), x), 4))
+
+
+@entry({"Conv": 1}, u=2.0**-53, sizes=(7,))
+def double_precision() -> onnx.ModelProto:
+    b, x = start(4, dtype="float64")
+    return b.model(b.bn(b.op("Add", b.conv(x, 4, 4), x), 4))
+
+
+@entry({"Conv": 2, "BatchNormalization": 1, "Cast": 2}, sizes=(7,))
+def changes_of_precision_stay() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Cast", b.conv(x, 3, 4), to=TensorProto.DOUBLE)
+    b.dtype = "float64"
+    y = b.op("Cast", b.bn(y, 4), to=TensorProto.FLOAT)
+    b.dtype = "float32"
+    return b.model(b.conv(y, 4, 2))
+
+
+@entry({"Conv": 2, "ConvTranspose": 1, "Sigmoid": 1, "Mul": 1, "GlobalAveragePool": 1}, sizes=(7,))
+def squeeze_excitation_and_transposed_convolution() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.bn(b.conv(x, 4, 4), 4)
+    gate = b.op("Sigmoid", b.conv(b.op("GlobalAveragePool", y), 4, 4, 1))
+    return b.model(b.op("ConvTranspose", b.op("Mul", y, gate), b.random(4, 3, 2, 2), strides=[2, 2]))
+
+
+@entry({"Conv": 1, "Shape": 1, "Reshape": 1, "Gather": 1, "Concat": 1}, sizes=(8, 6))
+def sizes_computed_in_the_graph() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.bn(b.conv(x, 3, 4), 4)
+    batch = b.op("Gather", b.op("Shape", x), b.ints(0), axis=0)
+    return b.model(b.op("Reshape", y, b.op("Concat", batch, b.ints(-1), axis=0)))
+
+
+@entry({"Conv": 1})
+def old_operators() -> onnx.ModelProto:
+    b, x = start(3, opset=9, ir_version=4)
+    y = b.op("Pad", b.conv(x, 3, 4, 1, bias=False), pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    y = b.conv(b.op("Dropout", y, ratio=0.3), 4, 4, pads=[0] * 4)
+    return b.model(b.bn(b.op("Slice", y, starts=[1], ends=[3], axes=[1]), 2))
+
+
+@entry({"Conv": 1})
+def initializers_listed_as_inputs_before_version_four() -> onnx.ModelProto:
+    b, x = start(3, opset=8, ir_version=3)
+    return b.model(b.bn(b.conv(x, 3, 4), 4))
+
+
+@entry({"Conv": 1, "BatchNormalization": 1}, sizes=(7,))
+def an_initializer_that_callers_may_replace() -> onnx.ModelProto:
+    b, x = start(3)
+    w = b.random(4, 3, 3, 3, name="w")
+    b.input(4, 3, 3, 3, name="w")
+    return b.model(b.bn(b.op("Conv", x, w, pads=[1] * 4), 4))

@@ -1,0 +1,30 @@
+"""What is computed beside the reference evaluator is what the operators mean."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import Builder, run
+
+from refold.onnx.reference import Operators
+
+
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_pooling_by_definition(kind: str, axes: int) -> None:
+    # Against ONNX Runtime: the reference evaluator gets the shapes of MaxPool with uneven borders wrong.
+    x = np.random.default_rng(0).normal(size=(2, 3, *(7, 6)[:axes])).astype("float32")
+    counted = [{"count_include_pad": 0}, {"count_include_pad": 1}] if kind == "AveragePool" else [{}]
+    for k, s, p, extra in product((1, 2, 3), (1, 2), ((0, 0), (1, 0), (1, 1)), counted):
+        if max(p) >= k:
+            continue
+        b = Builder(opset=19)
+        name = b.input(*x.shape)
+        settings = {"kernel_shape": [k] * axes, "strides": [s] * axes, "pads": [p[0]] * axes + [p[1]] * axes}
+        model = b.model(b.op(kind, name, **settings, **extra))
+        (node,) = ir.from_proto(model).graph
+        (found,) = Operators({"": 19}).run(node, [x.astype("float64")])
+        np.testing.assert_allclose(found, run(model, {"x": x})[0], rtol=1e-6, atol=1e-6)
