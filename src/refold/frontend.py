@@ -79,9 +79,10 @@ class Frontend(Protocol):
         """
         ...
 
-    def run(self, lifted: Lifted, inputs: Sequence[AnyArray]) -> list[AnyArray]:
+    def run(self, lifted: Lifted, inputs: Sequence[AnyArray], *, optimized: bool = False) -> list[AnyArray]:
         """The outputs of the model, in inference, as it ships: in its own precision and runtime. Inputs
-        and outputs are in the order of the lifted graph's."""
+        and outputs are in the order of the lifted graph's. ``optimized`` lets the runtime change the graph,
+        where it does so by default: that is what is timed, not what is compared."""
         ...
 
     def arrays(self, example: Any) -> list[AnyArray] | None:

@@ -77,8 +77,8 @@ def bench(
         for name in before.graph.inputs
     ]
     first, second = time_pairs(
-        lambda: frontend.run(before, inputs),
-        lambda: frontend.run(after, inputs),
+        lambda: frontend.run(before, inputs, optimized=True),
+        lambda: frontend.run(after, inputs, optimized=True),
         repeats=repeats,
         progress=progress,
     )

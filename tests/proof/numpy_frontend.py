@@ -227,7 +227,7 @@ class NumpyFrontend:
                 known[step.name] = compute(step, [known[name] for name in step.inputs])
         return {name: known[name] for name in wanted}
 
-    def run(self, lifted: Lifted, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, lifted: Lifted, inputs: Sequence[Array], *, optimized: bool = False) -> list[Array]:
         model = lifted.model
         known = {name: np.asarray(x, "float32") for name, x in zip(model.inputs, inputs, strict=True)}
         for step in model.steps:

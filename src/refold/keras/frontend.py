@@ -89,7 +89,7 @@ class KerasFrontend:
         """Float64 values, by Keras' own layers and operations."""
         return execute.evaluate(lifted.record.record, lifted.record.doubles, feeds, wanted)
 
-    def run(self, lifted: Lifted, inputs: Sequence[AnyArray]) -> list[AnyArray]:
+    def run(self, lifted: Lifted, inputs: Sequence[AnyArray], *, optimized: bool = False) -> list[AnyArray]:
         """The model's outputs; a keras.Model runs compiled, as in ``predict``."""
         model = lifted.model
         nest = keras.tree.pack_sequence_as(lifted.record.record.trace.inputs, list(inputs))

@@ -49,7 +49,7 @@ class Session:
     record: Record
     gives_proto: bool
     constants: dict[int, AnyArray] = field(default_factory=dict)
-    runtime: Any = None
+    runtimes: dict[bool, Any] = field(default_factory=dict)  # by whether it may optimize the graph
 
 
 # ---- float64 -------------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ def _reads_exact(record: Record, node: ir.Node) -> bool:
 # ---- as it ships ---------------------------------------------------------------------------------
 
 
-def run(session: Session, inputs: Sequence[AnyArray]) -> list[AnyArray]:
-    """The outputs of the model in ONNX Runtime, without its graph optimizations."""
+def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -> list[AnyArray]:
+    """The outputs of the model in ONNX Runtime, with its default graph optimizations if ``optimized``."""
     record = session.record
     names = [str(value.name) for value in record.inputs]
     outputs = [str(value.name) for value in record.model.graph.outputs]
@@ -238,19 +238,20 @@ def run(session: Session, inputs: Sequence[AnyArray]) -> list[AnyArray]:
         dtype = record.survey.of(value).dtype
         feeds[name] = np.asarray(array).astype(np.dtype(dtype) if dtype != "bfloat16" else array.dtype)
     try:
-        if session.runtime is None:
-            session.runtime = _runtime(record.model)
-        results = session.runtime.run(outputs, feeds)
+        if optimized not in session.runtimes:
+            session.runtimes[optimized] = _runtime(record.model, optimized)
+        results = session.runtimes[optimized].run(outputs, feeds)
     except Exception as error:  # an operator or a type that ONNX Runtime does not have
         return _run_reference(record, feeds, outputs, error)
     return [np.asarray(result) for result in results]
 
 
-def _runtime(model: ir.Model) -> Any:
+def _runtime(model: ir.Model, optimized: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     providers = ["CPUExecutionProvider"]

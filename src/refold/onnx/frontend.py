@@ -56,9 +56,9 @@ class OnnxFrontend:
         """Float64 values, by ONNX's reference operators."""
         return execute.evaluate(lifted.record, feeds, wanted)
 
-    def run(self, lifted: Lifted, inputs: Sequence[AnyArray]) -> list[AnyArray]:
-        """The model's outputs in ONNX Runtime on the CPU, without its graph optimizations."""
-        return execute.run(lifted.record, inputs)
+    def run(self, lifted: Lifted, inputs: Sequence[AnyArray], *, optimized: bool = False) -> list[AnyArray]:
+        """The model's outputs in ONNX Runtime on the CPU, with its graph optimizations only if ``optimized``."""
+        return execute.run(lifted.record, inputs, optimized)
 
     def arrays(self, example: Any) -> list[AnyArray] | None:
         """The arrays of an example: one, a sequence in the order of the inputs, or by name in a mapping of
