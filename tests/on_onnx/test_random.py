@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder, assert_same_function, feeds_of, operators, outputs_of
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from models import ENTRIES
 from onnx import helper
@@ -75,7 +75,9 @@ class Growing:
         self.two("Add")
 
     def sub(self, x: str, shape: Shape) -> None:
-        self.two("Sub")
+        one, other, shape = self.pair()
+        if one != other:
+            self.made(self.b.op("Sub", one, other), shape)
 
     def _constant(self, shape: Shape) -> str:
         kind = self.draw(st.sampled_from([(), (1,), (shape[0], 1, 1), (1, shape[0], 1, 1)]))
@@ -147,7 +149,7 @@ class Growing:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
 def test_random_graphs(data: Any) -> None:
     growing = Growing(data.draw)
     for _ in range(data.draw(st.integers(2, 9))):
@@ -175,7 +177,7 @@ def test_random_graphs(data: Any) -> None:
 SEEDS = [entry for entry in ENTRIES if entry.name in ("repvgg", "shuffle_by_reshapes", "values_that_subgraphs_read")]
 
 
-def fold_or_refuse(path: Path) -> None:
+def fold_or_refuse(path: Path, u: float = 2.0**-24) -> None:
     """Read and fold a damaged file: an InputError, or what it says is what it was."""
     try:
         model = files.load(path)
@@ -194,7 +196,7 @@ def fold_or_refuse(path: Path) -> None:
         scale = float(np.abs(one[np.isfinite(one)]).max(initial=0.0)) if one.dtype.kind == "f" else 0.0
         both = np.isfinite(one) & np.isfinite(two) if one.dtype.kind == "f" else np.ones(one.shape, bool)
         error = np.abs(one[both].astype("float64") - two[both].astype("float64"))
-        assert float(error.max(initial=0.0)) <= 1e-5 * scale + 1e-30
+        assert float(error.max(initial=0.0)) <= 128 * u * scale + 1e-30
 
 
 def _serialized(model: Any) -> bytes:
@@ -255,8 +257,9 @@ def test_edited_graphs(tmp_path: Path) -> None:
     path = tmp_path / "edited.onnx"
     small = [entry for entry in ENTRIES if not entry.name.startswith("constants")]
     for _ in range(250):
-        model = rng.choice(small).build()
+        entry = rng.choice(small)
+        model = entry.build()
         for _ in range(rng.choice([1, 1, 2])):
             _edited(model, rng)
         path.write_bytes(model.SerializeToString())
-        fold_or_refuse(path)
+        fold_or_refuse(path, entry.u)
