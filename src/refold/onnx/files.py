@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ def load(path: Path) -> ir.Model:
         raise InputError(f"{shown}: this is no ONNX model, or a damaged one (it has no graph, or no versions)")
     length = len(data)
     del data
+    try:
+        _check_texts(proto)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown}: this is a damaged ONNX model (a name in it is no text)") from error
     places: dict[str, tuple[str, str]] = {}
     for tensor, is_initializer in _tensors(proto.graph, proto.functions):
         _check_size(shown, tensor, length)
@@ -112,6 +116,19 @@ def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
 
 
 # ---- what is checked before anything is made of it ---------------------------------------------------
+
+
+def _check_texts(message: Any) -> None:
+    """Raise UnicodeDecodeError for names that are no text: protobuf hands them out as they are."""
+    for field, value in message.ListFields():
+        several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if field.message_type is not None:
+            for inner in value if several else [value]:
+                _check_texts(inner)
+        elif field.cpp_type == field.CPPTYPE_STRING and field.type == field.TYPE_STRING:
+            for text in value if several else [value]:
+                if isinstance(text, bytes):
+                    text.decode("utf-8")
 
 
 def _tensors(graph: onnx.GraphProto, functions: Any) -> Iterator[tuple[onnx.TensorProto, bool]]:

@@ -149,7 +149,7 @@ class _Lift:
         name = str(value.name)
         shape = facts.shape or ()
         first = facts.shapes[0] or ()
-        nominal = (1, *first[1:]) if shape and shape[0] is None else first
+        nominal = (1, *first[1:]) if shape else first  # costs are those of one example
         self.values[name] = Value(name, shape, facts.dtype or "unknown", nominal if facts.shape is not None else ())
         self.originals[name] = value
 

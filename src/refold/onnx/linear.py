@@ -114,7 +114,11 @@ def op_of(step: Step) -> Op:
         return Opaque()
     if any(attribute.is_ref() for attribute in step.node.attributes.values()):
         return Opaque()
-    return entry(step)
+    try:
+        return entry(step)
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+        # Shapes and attributes that do not fit each other: no runtime takes such a node, and no law.
+        return Opaque("it is against the rules of its operator")
 
 
 # ---- convolutions --------------------------------------------------------------------------------
