@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
@@ -61,7 +61,9 @@ class Expansion(nn.Module):
     def __init__(self, i: int, o: int, stride: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(i, 2 * o, 1, bias=False), nn.Conv2d(2 * o, 2 * o, 3, stride, 1, bias=False), nn.Conv2d(2 * o, o, 1)
+            nn.Conv2d(i, 2 * o, 1, bias=False),
+            nn.Conv2d(2 * o, 2 * o, 3, stride, 1, bias=False),
+            nn.Conv2d(2 * o, o, 1),
         )
 
     def forward(self, x: Any) -> Any:
@@ -79,7 +81,7 @@ class BorderedBatchNorm(nn.Module):
         bn, p = self.bn, self.pad
         y = bn(x)
         border = bn.bias.detach() - bn.running_mean * bn.weight.detach() / torch.sqrt(bn.running_var + bn.eps)
-        y = F.pad(y, [p] * 4)
+        y = functional.pad(y, [p] * 4)
         border = border.view(1, -1, 1, 1)
         y[:, :, 0:p, :] = border
         y[:, :, -p:, :] = border
@@ -108,9 +110,7 @@ class Net(nn.Module):
 
     def __init__(self, block: Callable[..., nn.Module]) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            block(3, 8, 2), nn.ReLU(), block(8, 8), nn.ReLU(), block(8, 16, 2), nn.ReLU()
-        )
+        self.features = nn.Sequential(block(3, 8, 2), nn.ReLU(), block(8, 8), nn.ReLU(), block(8, 16, 2), nn.ReLU())
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Any) -> Any:

@@ -438,7 +438,9 @@ def values_that_subgraphs_read() -> onnx.ModelProto:
     then = helper.make_graph(
         [helper.make_node("Relu", [y], ["t"])], "then", [], [info("t", TensorProto.FLOAT, None)]
     )
-    other = helper.make_graph([helper.make_node("Neg", [y], ["e"])], "else", [], [info("e", TensorProto.FLOAT, None)])
+    other = helper.make_graph(
+        [helper.make_node("Neg", [y], ["e"])], "else", [], [info("e", TensorProto.FLOAT, None)]
+    )
     return b.model(b.op("If", condition, then_branch=then, else_branch=other))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from blocks import BLOCKS, export, trained
 from graphs import assert_same_function, feeds_of, operators, run
 
 import refold
+from blocks import BLOCKS, export, trained
 
 
 @pytest.mark.parametrize("free", [False, True], ids=["fixed batch", "any batch"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
-from graphs import Builder, assert_same_function, feeds_of, operators
+from graphs import assert_same_function, operators
 from models import ENTRIES, Entry
 
 import refold

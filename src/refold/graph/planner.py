@@ -381,9 +381,7 @@ class _Search:
         return [form for form in forms if isinstance(form, AffineForm)]
 
 
-def _turns(
-    dialect: Dialect, conv: AffineConv, axis_in: int, axis_out: int, rank: int
-) -> tuple[bool, bool, bool]:
+def _turns(dialect: Dialect, conv: AffineConv, axis_in: int, axis_out: int, rank: int) -> tuple[bool, bool, bool]:
     """Whether the tensor is turned around before ``conv`` and after it, so that its channels come from
     ``axis_in`` and end at ``axis_out``; and whether the operator for ``conv`` takes a bias."""
     if conv.is_scale:

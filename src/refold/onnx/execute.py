@@ -24,11 +24,74 @@ from refold.onnx.sizes import captured_values
 # Operators that treat every example of a batch by itself, whatever its size. With others, a model that
 # was made for one batch size runs in batches of that size.
 _BY_EXAMPLE = frozenset(
-    """Abs Acos Add And Asin Atan AveragePool BatchNormalization Cast Ceil Celu Clip Conv ConvTranspose Cos
-    Div Elu Equal Erf Exp Floor Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNormalization
-    HardSigmoid HardSwish Identity InstanceNormalization LRN LayerNormalization LeakyRelu Less Log LpPool
-    MatMul Max MaxPool Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow Reciprocal Relu Round Selu Sigmoid Sign
-    Sin Softplus Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu""".split()
+    [
+        "Abs",
+        "Acos",
+        "Add",
+        "And",
+        "Asin",
+        "Atan",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Conv",
+        "ConvTranspose",
+        "Cos",
+        "Div",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Greater",
+        "GroupNormalization",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LRN",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Less",
+        "Log",
+        "LpPool",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Pad",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
 )
 
 # A protobuf holds 2 GiB; beyond, weights go beside it.
@@ -139,6 +202,11 @@ def _told_shape(record: Record, node: ir.Node, feeds: Mapping[str, AnyArray]) ->
     return numbers[start:end]
 
 
+def _is_unread_shape(record: Record, node: ir.Node, known: Mapping[str, Any]) -> bool:
+    source = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
+    return source is not None and source.name not in known and not record.survey.of(source).is_constant
+
+
 def _run_steps(
     session: Session, steps: Sequence[ir.Node], feeds: Mapping[str, AnyArray], wanted: Sequence[str]
 ) -> dict[str, AnyArray]:
@@ -150,11 +218,9 @@ def _run_steps(
         return known[name] if name in known else constant(session, value)
 
     for node in steps:
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type == "Shape" and not node.domain and source is not None and source.name not in known:
-            if not record.survey.of(source).is_constant:
-                known[str(node.outputs[0].name)] = _told_shape(record, node, feeds)
-                continue
+        if _is_unread_shape(record, node, known):
+            known[str(node.outputs[0].name)] = _told_shape(record, node, feeds)
+            continue
         arrays = [None if value is None else read(value) for value in node.inputs]
         captured = {str(value.name): read(value) for value in captured_values(node)}
         results = record.operators.run(node, arrays, captured)
@@ -300,5 +366,3 @@ def identify(record: Record, node: str) -> tuple[str, tuple[AnyArray, ...]]:
     left_out = [place for place, value in enumerate(step.inputs) if value is None]
     kind = f"{step.domain}:{step.op_type}:{step.overload} {settings} {places} {left_out}"
     return kind, tuple(parameters)
-
-

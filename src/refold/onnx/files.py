@@ -58,7 +58,7 @@ def load(path: Path) -> ir.Model:
             places[tensor.name] = _check_external(shown, path, tensor)
     _check_model(shown, proto, places)
     try:
-        model = ir.from_proto(proto)
+        model: ir.Model = ir.from_proto(proto)
     except Exception as error:  # whatever the checker lets through
         raise InputError(f"{shown}: this is no valid ONNX model ({_line(error)})") from error
     for graph in model.graphs():
@@ -67,7 +67,13 @@ def load(path: Path) -> ir.Model:
             if isinstance(tensor, ir.ExternalTensor):
                 folder, name = places[str(value.name)]
                 value.const_value = ir.ExternalTensor(
-                    name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=folder
+                    name,
+                    tensor.offset,
+                    tensor.length,
+                    tensor.dtype,
+                    shape=tensor.shape,
+                    name=tensor.name,
+                    base_dir=folder,
                 )
     return model
 

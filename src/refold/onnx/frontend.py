@@ -110,7 +110,8 @@ FRONTEND = OnnxFrontend()
 
 def _read(model: onnx.ModelProto) -> ir.Model:
     try:
-        return ir.from_proto(model)
+        read: ir.Model = ir.from_proto(model)
+        return read
     except Exception as error:  # whatever is wrong with a model that was put together by hand
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"this is no valid ONNX model: {reason[:300]}") from error

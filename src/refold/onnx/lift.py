@@ -179,8 +179,8 @@ class _Lift:
                 sources = tuple(v for v in node.inputs if v is not None and not self.is_constant(v))
                 self._append(node, place, op, sources, (output,), (node,))
         if rest:
-            sources = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
-            read = tuple(value for value in sources if not self.is_constant(value))
+            reads = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
+            read = tuple(value for value in reads if not self.is_constant(value))
             names = tuple(str(node.outputs[place].name) for place in rest)
             self._append(node, rest[0], ops[rest[0]], read, names, (node,))
 

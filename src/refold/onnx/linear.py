@@ -20,7 +20,7 @@ from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Relayout, Select, Slice, Sum
 from refold.onnx.reference import FLOATS, AnyArray
-from refold.onnx.sizes import Facts, Survey
+from refold.onnx.sizes import Facts
 
 BATCH_STATISTICS = "it normalizes with the statistics of the batch"
 UNCOUNTED_PADDING = "it leaves padded positions out of the average, so at the border it is no convolution"

@@ -76,7 +76,9 @@ class Moves:
             return {}
         source = node.inputs[payload]
         assert source is not None
-        if any(shape is None or prod(shape) > _MOST_MARKS for v in node.outputs for shape in self.survey.of(v).shapes):
+        if any(
+            shape is None or prod(shape) > _MOST_MARKS for v in node.outputs for shape in self.survey.of(v).shapes
+        ):
             return {}
         views = [*self._fresh(source), *self.views.get(id(source), [])][:_MOST_VIEWS]
         grown: dict[int, list[View]] = {}
@@ -124,7 +126,7 @@ class Moves:
         if id(value) in self.between:
             return []
         shapes = self.survey.of(value).shapes
-        known = [shape for shape in shapes if shape is not None and 2 <= len(shape) and prod(shape) <= _MOST_MARKS]
+        known = [shape for shape in shapes if shape is not None and len(shape) >= 2 and prod(shape) <= _MOST_MARKS]
         if len(known) < len(shapes):
             return []
         return [View(value, tuple(rearrangement.positions(shape) + 1 for shape in known), ())]
@@ -237,4 +239,3 @@ class Moves:
                     return Pad(widths, numbers[0]), axis, tuple(sources)
                 return Pad(widths, tuple(numbers), axis), axis, tuple(sources)
         return None
-

@@ -41,7 +41,7 @@ def _windows(node: ir.Node, x: AnyArray, fill: float) -> AnyArray | None:
     axes = len(kernel)
     settings = {name: node.attributes.get_ints(name) for name in ("strides", "dilations", "pads")}
     word = node.attributes.get_string("auto_pad", "NOTSET")
-    if word not in ("NOTSET", "VALID") or node.attributes.get_int("ceil_mode", 0) or x.ndim != axes + 2:
+    if word not in ("NOTSET", "VALID") or node.attributes.get_int("ceil_mode") or x.ndim != axes + 2:
         return None
     strides, dilations = (settings[name] or [1] * axes for name in ("strides", "dilations"))
     pads = (settings["pads"] if word == "NOTSET" else None) or [0] * (2 * axes)

@@ -178,7 +178,8 @@ def _symbol(value: ir.Value, axis: int, size: Any) -> str:
 
 
 def _first_is_free(value: ir.Value) -> bool:
-    return bool(value.shape) and not isinstance(value.shape[0], int)
+    shape = value.shape
+    return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
 
 
 @final
@@ -236,9 +237,9 @@ class _Walk:
     def _node(self, node: ir.Node) -> list[Facts]:
         for value in (*node.inputs, *captured_values(node)):
             if value is not None and id(value) not in self.facts:
+                name, read = printable(describe(node)), printable(value.name)
                 raise InputError(
-                    f"'{printable(describe(node))}' reads '{printable(value.name)}', which nothing before it gives: "
-                    "this is no valid ONNX model"
+                    f"'{name}' reads '{read}', which nothing before it gives: this is no valid ONNX model"
                 )
         inputs = [None if value is None else self.facts[id(value)] for value in node.inputs]
         if node.op_type == "Constant" and node.domain == "":
@@ -303,9 +304,7 @@ class _Walk:
             return Facts(_type_name(tensor.dtype), (shape,) * len(self.sets), stored=tensor)
         return self._declared(node.outputs[0])
 
-    def _with_numbers(
-        self, node: ir.Node, inputs: Sequence[Facts | None], outputs: list[Facts]
-    ) -> list[Facts]:
+    def _with_numbers(self, node: ir.Node, inputs: Sequence[Facts | None], outputs: list[Facts]) -> list[Facts]:
         if node.op_type == "Shape" and node.domain == "" and inputs[0] is not None:
             return [self._shape_of(node, inputs[0], outputs[0])]
         given = [facts for facts in inputs if facts is not None]
@@ -348,9 +347,7 @@ class _Walk:
         shapes = tuple(array.shape for array in numbers)
         return Facts("int64", shapes, numbers, free if free.any() else None)
 
-    def _free(
-        self, node: ir.Node, inputs: Sequence[Facts | None], results: Sequence[Any]
-    ) -> list[AnyArray]:
+    def _free(self, node: ir.Node, inputs: Sequence[Facts | None], results: Sequence[Any]) -> list[AnyArray]:
         """Which numbers of the results depend on sizes that are not known."""
         everything = [np.ones(np.shape(result), dtype=bool) for result in results]
         masks = [None if facts is None else _mask(facts) for facts in inputs]
@@ -362,7 +359,9 @@ class _Walk:
             arrays = [
                 masks[place].astype(np.int64)  # type: ignore[union-attr]
                 if facts is not None and place in moved
-                else None if facts is None else facts.at(0)
+                else None
+                if facts is None
+                else facts.at(0)
                 for place, facts in enumerate(inputs)
             ]
             try:
@@ -466,5 +465,3 @@ def _type_and_shape(found: onnx.TypeProto | None) -> tuple[str, Sizes | None]:
         return dtype, None
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     return dtype, None if None in sizes else tuple(int(size or 0) for size in sizes)
-
-

@@ -25,7 +25,7 @@ def is_integer(dtype: str) -> bool:
 
 def random_input(value: Value, rng: np.random.Generator, batch: int) -> AnyArray:
     """An input of the nominal size; whole numbers are 0 or 1, which any table of indices has."""
-    first = value.shape[:1] if value.shape[:1] != (None,) else (batch,)
+    first = tuple(batch if size is None else size for size in value.shape[:1])
     shape = (*first, *value.nominal[1:])
     if is_integer(value.dtype):
         return rng.integers(0, 2, shape).astype(value.dtype)
