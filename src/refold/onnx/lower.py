@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from refold.algebra.affine import AffineConv
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan, Region
@@ -92,10 +93,11 @@ class _Lowering:
         rank = len(self.graph.values[region.value].shape)
         name = self.region_name(region)
         bias = region.form.bias if region.biased or np.any(region.form.bias) else None
+        holder = next((leaf for leaf, term in region.form.terms.items() if self.takes_bias(leaf, term, axis)), None)
         parts = []
         for leaf, term in region.form.terms.items():
             own = None
-            if bias is not None and not term.is_identity:
+            if leaf == holder:
                 own, bias = bias, None
             axes = self.forms.axes[leaf], axis
             parts.append(writer.affine(self.made[leaf], term, own, axes, rank, name))
@@ -103,6 +105,14 @@ class _Lowering:
         if not writer.nodes and old.is_graph_output():
             result = writer.node("Identity", [result], name)
         self.take_over(old, result, producer, writer)
+
+    def takes_bias(self, leaf: str, term: AffineConv, axis: int) -> bool:
+        """Whether the node for a term has a bias of its own: a Conv or a Gemm."""
+        if term.is_scale:
+            return False
+        last = len(term.windows) + 1
+        dense = self.forms.axes[leaf] == axis == last != 1 and term.is_pointwise and term.groups == 1
+        return not dense
 
     def writer(self, value: ir.Value, producer: ir.Node) -> Writer:
         versions = self.model.opset_imports
@@ -164,8 +174,9 @@ class _Lowering:
     # ---- what is not needed any more -------------------------------------------------------------
 
     def remove_unused(self) -> None:
-        """Remove the nodes that were replaced, and what only they read."""
-        waiting = list(self.dead)
+        """Remove the nodes that were replaced and what only they read, with what nobody read before: such
+        a node would keep alive what is folded."""
+        waiting = list(self.model.graph) if self.dead else []
         removed: set[int] = set()
         while waiting:
             node = waiting.pop()

@@ -76,14 +76,18 @@ class Moves:
             return {}
         source = node.inputs[payload]
         assert source is not None
+        if any(
+            shape is None or prod(shape) > _MOST_MARKS for v in node.outputs for shape in self.survey.of(v).shapes
+        ):
+            return {}
         views = [*self._fresh(source), *self.views.get(id(source), [])][:_MOST_VIEWS]
         grown: dict[int, list[View]] = {}
         for view in views:
             results = [self._moved(node, payload, view, place) for place in range(self.survey.sets)]
             for number, output in enumerate(node.outputs):
                 marks = [None if result is None else result[number] for result in results]
-                if all(mark is not None and mark.size <= 2 * _MOST_MARKS for mark in marks):
-                    kept = tuple(mark for mark in marks if mark is not None)
+                kept = tuple(mark for mark in marks if mark is not None)
+                if len(kept) == len(marks):
                     grown.setdefault(number, []).append(View(view.base, kept, (*view.steps, node)))
                     self.views.setdefault(id(output), []).append(grown[number][-1])
         if linear:

@@ -28,6 +28,7 @@ Sizes = tuple[int, ...]
 # Sizes that stand in for unknown ones: multiples of 32, as networks with five halvings need, and all
 # different, so that swapped axes show.
 _FREE = ((64, 96, 128, 160, 192), (96, 160, 64, 192, 128))
+_FREE_VOLUME = ((16, 24, 32), (24, 32, 16))  # of tensors with three axes or more
 _FREE_ALIKE = ((64,) * 5, (96,) * 5)
 _BATCH = (2, 3)
 
@@ -152,7 +153,8 @@ def survey(model: ir.Model, inputs: Sequence[ir.Value], operators: Operators) ->
         return _Walk(model, inputs, operators, ({},)).result()
     batch = {name for value in inputs for name in list(_symbols([value]))[:1] if _first_is_free(value)}
     attempts = []
-    for free in (_FREE, _FREE_ALIKE):
+    volumes = any(len(list(_symbols([value]))) > 3 for value in inputs)
+    for free in (_FREE_VOLUME if volumes else _FREE, _FREE_ALIKE):
         sets = []
         for place, sizes in enumerate(free):
             others = [name for name in symbols if name not in batch]
