@@ -112,7 +112,7 @@ class Frontend(Protocol):
 
 # Which module's classes mean which front end. A framework is never imported to find out: a model of it
 # can only exist if it was imported already.
-FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend"}
+FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend", "torch": "refold.torch.frontend"}
 SUFFIXES = {".keras": "keras", ".onnx": "onnx"}
 # What must be installed for it, where that is not just the framework of that name.
 MODULES = {"onnx": ("onnx", "onnx_ir")}

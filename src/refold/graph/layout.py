@@ -6,6 +6,9 @@ from their neighbors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, Relayout, Select, Slice, Sum
 
 
@@ -24,6 +27,38 @@ def demanded_axis(node: Node) -> tuple[int | None, int | None]:
             return (1, 1) if len(widths) - 1 in padded else (None, None)
         case Gain() | Sum() | Slice() | Opaque():
             return None, None
+
+
+def settled(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """``nodes``, in which choosing and joining along an axis that holds no channels is opaque.
+
+    Picking some tokens of a sequence looks like picking channels; the convolutions and dense layers around tell
+    which axis holds those.
+    """
+    root: dict[str, str] = {}
+
+    def find(value: str) -> str:
+        while root.get(value, value) != value:
+            value = root[value]
+        return value
+
+    for node in nodes:
+        if isinstance(node.op, Gain | Sum | Slice | Pad):
+            for value in node.inputs:
+                root[find(value)] = find(node.output)
+    demanded: dict[str, set[int]] = {}
+    for node in nodes:
+        if isinstance(node.op, Affine):
+            for value in (*node.inputs, node.output):
+                demanded.setdefault(find(value), set()).add(node.op.axis)
+
+    def contradicted(node: Node) -> bool:
+        if not isinstance(node.op, Select | Concat):
+            return False
+        around = [demanded.get(find(value), set()) for value in (*node.inputs, node.output)]
+        return any(axes and node.op.axis not in axes for axes in around)
+
+    return tuple(replace(node, op=Opaque()) if contradicted(node) else node for node in nodes)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:

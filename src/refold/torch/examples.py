@@ -1,0 +1,162 @@
+"""What a model is recorded on: examples as the user gives them, and tensors made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from refold.errors import InputError
+from refold.frontend import AnyArray
+from refold.recording.symbols import leaves, mapped
+from refold.torch.trace import dtype_name
+
+# Two batch sizes, and two sizes for every open axis, tell which sizes of the model follow which. What is added
+# to a size or taken from it is a multiple of 64, as models with many levels want it.
+BATCHES = (2, 3)
+OPEN_SIZES = ((64, 128), (224, 288))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """One input: its shape (None for a size that the user leaves open, and for the batch), its type and device,
+    and a tensor if one was given."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    device: Any
+    sample: Any = None
+
+
+def specs_of(model: Any, example: Any) -> tuple[Any, ...]:
+    """The arguments of ``model`` as a nest of specs. Raises InputError."""
+    if example is None:
+        raise InputError(
+            f"'{type(model).__name__}' does not say the shape of its inputs: give an example (a tensor, a "
+            "tuple of arguments, or a shape with None for sizes that may change)"
+        )
+    tensor = next((t for t in model.parameters() if t.is_floating_point()), None)
+    dtype = torch.get_default_dtype() if tensor is None else tensor.dtype
+    device = torch.device("cpu") if tensor is None else tensor.device
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(example, tuple) and not is_shape(example):
+        return tuple(_spec(entry, name, device) for entry in example)
+    return (_spec(example, name, device),)
+
+
+def is_shape(example: Any) -> bool:
+    """Whether an example is a shape and not a nest of inputs."""
+    return (
+        isinstance(example, tuple | list)
+        and len(example) > 0
+        and all(size is None or (isinstance(size, int) and not isinstance(size, bool)) for size in example)
+    )
+
+
+def _spec(example: Any, dtype: str, device: Any) -> Any:
+    if is_shape(example):
+        return Spec((None, *(None if size in (None, -1) else int(size) for size in example[1:])), dtype, device)
+    if isinstance(example, dict):
+        return {key: _spec(value, dtype, device) for key, value in example.items()}
+    if isinstance(example, tuple | list):
+        return type(example)(_spec(entry, dtype, device) for entry in example)
+    if not isinstance(example, torch.Tensor | np.ndarray):
+        raise InputError(f"an example input of type {type(example).__name__} is neither a tensor nor a shape")
+    tensor = torch.as_tensor(example)
+    if tensor.ndim < 1 or tensor.shape[0] < 1:
+        raise InputError(
+            f"an example input of shape {tuple(tensor.shape)} holds no example: its first axis is the batch"
+        )
+    if tensor.is_complex():
+        raise InputError("an example input holds complex numbers, which refold does not fold")
+    kind = dtype_name(tensor)
+    if isinstance(example, np.ndarray) and kind == "float64":
+        kind = dtype  # numpy's default says nothing about the model
+    return Spec((None, *tensor.shape[1:]), kind, device, tensor.detach())
+
+
+def argument_names(model: Any, specs: Sequence[Any]) -> tuple[str, ...]:
+    """The names of the forward's arguments that ``specs`` are for."""
+    try:
+        found = [
+            parameter.name
+            for parameter in inspect.signature(model.forward).parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        found = []
+    return tuple((*found, *(f"input{index}" for index in range(len(found), len(specs))))[: len(specs)])
+
+
+def input_names(names: Sequence[str], specs: Sequence[Any]) -> Any:
+    """The nest of the inputs' names."""
+
+    def named(spec: Any, name: str) -> Any:
+        if isinstance(spec, dict):
+            return {key: named(value, f"{name}.{key}") for key, value in spec.items()}
+        if isinstance(spec, list | tuple):
+            return [named(entry, f"{name}{index}") for index, entry in enumerate(spec)]
+        return name
+
+    return tuple(named(spec, name) for name, spec in zip(names, specs, strict=True))
+
+
+def attempts(specs: Sequence[Any]) -> list[tuple[int, tuple[int, int]]]:
+    """The ways to choose sizes, most general first: by how much the later axes of images and sequences change
+    although the example says them (less than 0: smaller, where they are large enough), and two sizes for axes of
+    which nothing is known."""
+    known = [spec for spec in leaves(specs) if None not in spec.shape[1:]]
+    changes: list[int] = []
+    if any(_can_open(spec) for spec in known):
+        large = all(size >= 192 for spec in known if _can_open(spec) for size in spec.shape[2:])
+        changes = [-128, 128] if large else [64]
+    pairs = OPEN_SIZES if len(known) < len(list(leaves(specs))) else OPEN_SIZES[:1]
+    return [(change, pair) for change in (*changes, 0) for pair in pairs]
+
+
+def _can_open(spec: Spec) -> bool:
+    return spec.sample is not None and len(spec.shape) > 2 and "float" in spec.dtype
+
+
+def feeds(specs: Sequence[Any], which: int, change: int, pair: tuple[int, int]) -> tuple[Any, ...]:
+    """Tensors to record on: of the first or second batch size and size, with numbers of their own."""
+    generator = torch.Generator().manual_seed(which)
+
+    def size(spec: Spec, axis: int) -> int:
+        known = spec.shape[axis]
+        if known is None:
+            return pair[which]
+        return known + change if which and axis > 1 and _can_open(spec) else known
+
+    def tensor(spec: Spec) -> Any:
+        shape = (BATCHES[which], *(size(spec, axis) for axis in range(1, len(spec.shape))))
+        dtype = getattr(torch, spec.dtype)
+        if not dtype.is_floating_point:
+            if spec.sample is not None:
+                rows = (torch.arange(BATCHES[which]) + which) % len(spec.sample)
+                return spec.sample.cpu()[rows].to(spec.device)
+            return torch.randint(0, 2, shape, generator=generator).to(spec.device, dtype)
+        return torch.randn(shape, generator=generator).to(spec.device, dtype)
+
+    return tuple(mapped(tensor, spec) for spec in specs)
+
+
+def arrays_of(example: Any) -> list[AnyArray] | None:
+    """The arrays of an example, flat and in order; None if it is a shape (or nothing)."""
+    found = list(leaves(example))
+    if not found or not all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in found):
+        return None
+    return [to_numpy(leaf) for leaf in found]
+
+
+def to_numpy(tensor: Any) -> AnyArray:
+    """The numbers of a tensor; numpy has no bfloat16, so those come as float32."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())

@@ -1,0 +1,120 @@
+"""Running recorded torch models: in float64 for proofs, and as they ship.
+
+The float64 reference is made of the recorded steps: torch's own functions on 64-bit weights. Nothing of the
+engine's arithmetic is in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from refold.errors import InputError
+from refold.frontend import AnyArray
+from refold.recording.sizes import Size, formula_of, value_of
+from refold.recording.symbols import Symbol, leaves, symbols
+from refold.torch.examples import to_numpy
+from refold.torch.perform import in_double, perform
+from refold.torch.record import Record
+from refold.torch.trace import Step, first_line
+
+
+def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
+    """The values ``wanted`` in float64 from ``feeds``."""
+    device = record.trace.tensors[0].device
+    known = {name: _tensor(array).to(device) for name, array in feeds.items()}
+    batch = next((len(array) for array in feeds.values() if np.ndim(array)), 1)
+
+    def size(entry: Size) -> int:
+        return value_of(formula_of(entry), lambda symbol, axis: _size(record, known, batch, symbol, axis))
+
+    for step in _needed(record, known, wanted):
+        try:
+            outputs = perform(
+                step,
+                lambda symbol: known[symbol.name],
+                constant=lambda constant: in_double(constant, record.doubles),
+                size=size,
+                module=_in_double(record, step),
+                double=True,
+            )
+        except InputError:
+            raise
+        except Exception as error:  # whatever torch raises on sizes or types that it does not take
+            raise InputError(f"'{step.name}' does not run in float64 at this size: {first_line(error)}") from error
+        for symbol, output in zip(step.gives, outputs, strict=True):
+            if output.is_floating_point() and output.dtype != torch.float64:
+                if any("float" in read.dtype for read in step.reads):
+                    raise InputError(f"'{step.name}' gives {output.dtype} where it is asked for float64")
+                output = output.double()
+            known[symbol.name] = output
+    return {name: to_numpy(known[name]) for name in wanted}
+
+
+def _tensor(array: AnyArray) -> Any:
+    data = np.asarray(array)
+    return torch.from_numpy(np.ascontiguousarray(data.astype(np.float64) if data.dtype.kind == "f" else data))
+
+
+def _size(record: Record, known: Mapping[str, Any], batch: int, symbol: Symbol, axis: int) -> int:
+    if symbol.name in known:
+        return int(known[symbol.name].shape[axis])
+    if record.is_batch(symbol, axis):
+        return batch
+    fixed = record.shapes[symbol.name][axis]
+    if fixed is None:
+        raise InputError(f"a size of the value '{symbol.name}' is needed and was not given")
+    return fixed
+
+
+def _needed(record: Record, known: Mapping[str, Any], wanted: Sequence[str]) -> list[Step]:
+    """The steps between what is known and what is wanted, in the recorded order."""
+    waiting = list(wanted)
+    needed: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if value in known:
+            continue
+        if value not in record.owners:
+            raise InputError(f"the value '{value}' is needed and was not given")
+        step = record.owners[value]
+        if id(step) not in needed:
+            needed.add(id(step))
+            waiting += [symbol.name for symbol in (*step.reads, *record.open_sizes(step))]
+    return [step for step in record.trace.steps if id(step) in needed]
+
+
+def _in_double(record: Record, step: Step) -> Any:
+    """The module of a step that was taken whole, with 64-bit weights."""
+    if step.module is None:
+        return None
+    if id(step) not in record.doubles:
+        try:
+            record.doubles[id(step)] = copy.deepcopy(step.module).double()
+        except Exception as error:  # whatever a user's attributes may raise
+            raise InputError(f"'{step.name}' cannot be copied to float64: {first_line(error)}") from error
+    return record.doubles[id(step)]
+
+
+def run(record: Record, model: Any, inputs: Sequence[AnyArray]) -> list[AnyArray]:
+    """The outputs of ``model`` on arrays in the order of the recorded inputs, as it ships."""
+    flat = iter(inputs)
+    by_name = {}
+    for symbol, tensor in zip(symbols(record.trace.inputs), record.trace.tensors, strict=True):
+        array = torch.from_numpy(np.ascontiguousarray(next(flat)))
+        by_name[symbol.name] = array.to(tensor.device, tensor.dtype)
+
+    def rebuilt(nest: Any) -> Any:
+        if isinstance(nest, Symbol):
+            return by_name[nest.name]
+        if isinstance(nest, dict):
+            return {key: rebuilt(value) for key, value in nest.items()}
+        return type(nest)(rebuilt(entry) for entry in nest)
+
+    with torch.no_grad():
+        outputs = model(*(rebuilt(entry) for entry in record.trace.inputs))
+    return [to_numpy(leaf) for leaf in leaves(outputs) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,469 @@
+"""Following what a torch module computes, function by function.
+
+The module runs on real tensors, eagerly, and every torch function that is called on something made of its
+inputs is written down, with the modules around it. Functions that write in place are written down as the ones
+that do not. Tensors that do not depend on the inputs are constants, which know how they were computed.
+Nothing is guessed from the numbers: a ``forward`` that looks at the values of a tensor is recorded whole, with
+the reason; and what was recorded is checked against a second run on other inputs (:mod:`refold.torch.record`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from refold.recording.sizes import Size
+from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
+from refold.torch import functions
+
+Module = torch.nn.Module
+Tensor = torch.Tensor
+
+
+@final
+@dataclass(eq=False)
+class Scope:
+    """One call of a module; ``outputs`` is the nest that it returned."""
+
+    module: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parent: Scope | None
+    path: str
+    outputs: Any = None
+
+    @property
+    def chain(self) -> list[Scope]:
+        """This scope and all around it, outermost first."""
+        around = self.parent.chain if self.parent else []
+        return [*around, self]
+
+
+@final
+@dataclass(eq=False)
+class Step:
+    """One recorded call: of ``function``, or of a ``module`` that was taken whole, for ``reason``. ``writes`` says
+    that in truth its first argument was written into."""
+
+    function: functions.Function | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: Scope | None
+    outputs: Any = None
+    module: Any = None
+    reason: str = ""
+    name: str = ""
+    writes: bool = False
+
+    @property
+    def reads(self) -> list[Symbol]:
+        """The symbols that it reads, in the order of its arguments, as often as they stand there."""
+        return symbols((self.args, self.kwargs))
+
+    @property
+    def gives(self) -> list[Symbol]:
+        """The symbols that it gives."""
+        return symbols(self.outputs)
+
+    @property
+    def constants(self) -> list[Constant]:
+        """The constants among its arguments."""
+        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Constant)]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes among its arguments that are known by a formula."""
+        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Size)]
+
+    @property
+    def what(self) -> str:
+        """The function's name, or the module's class."""
+        return type(self.module).__name__ if self.function is None else functions.short_name(self.function)
+
+
+@final
+@dataclass(eq=False)
+class Trace:
+    """A recorded module: its steps in order, and the nests of its inputs and outputs. ``tensors`` are the
+    inputs themselves, ``results`` the tensors that the module gave."""
+
+    steps: list[Step] = field(default_factory=list)
+    scopes: list[Scope] = field(default_factory=list)
+    inputs: Any = None
+    outputs: Any = None
+    tensors: list[Any] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+
+
+class UntraceableError(Exception):
+    """The model as a whole could not be recorded."""
+
+
+# Not Exceptions: a forward that catches those must not go on as if nothing had been.
+class _CannotFollowError(BaseException):
+    """Something happened to a tensor that cannot be written down."""
+
+
+class RetryError(BaseException):
+    """A module turned out not to be traceable: record again, with it whole."""
+
+    def __init__(self, whole: dict[int, str]) -> None:
+        super().__init__("record again")
+        self.whole = whole
+
+
+def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str]) -> Trace:
+    """Run ``model`` on the tensors in ``args`` and write down what happens.
+
+    ``names`` is the nest of the inputs' names. ``whole`` says of which modules (by identity) no more than
+    that they were called is to be recorded, and why. Raises :class:`UntraceableError`; the model's buffers
+    are afterwards what they were before.
+    """
+    recorder = _Recorder(model, dict(whole))
+    return recorder.run(args, names)
+
+
+@final
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: Any, whole: dict[int, str]) -> None:
+        super().__init__()
+        self.model = model
+        self.whole = whole
+        self.trace = Trace()
+        self.scope: Scope | None = None
+        self.listening = False
+        self.symbols: dict[int, Symbol] = {}
+        self.constants: dict[int, Constant] = {}
+        self.alive: dict[int, Any] = {}  # an id is worth nothing once its object is gone
+        self.sharing: dict[int, set[int]] = {}  # the tensors over one storage, by its address
+        self.stale: set[int] = set()
+        self.paths = {id(module): path for path, module in model.named_modules()}
+
+    def run(self, args: tuple[Any, ...], names: Any) -> Trace:
+        with torch.no_grad():
+            self.trace.tensors = [tensor.clone() for tensor in leaves(args)]  # a forward may write into its inputs
+        for tensor, name in zip(leaves(args), leaves(names), strict=True):
+            self.keep(tensor)
+            self.symbols[id(tensor)] = Symbol(str(name), tuple(tensor.shape), dtype_name(tensor))
+        self.trace.inputs = self.encoded(args)
+        written = {id(tensor): tensor._version for tensor in leaves(args)}
+        with _untouched(self.model), _calls_of_modules(self.module_call), torch.no_grad(), self:
+            try:
+                self.listening = True
+                outputs = self.model(*args)
+            except _CannotFollowError as error:
+                raise UntraceableError(f"its forward {error}") from error
+            except Exception as error:  # whatever a user's forward may raise
+                raise UntraceableError(first_line(error)) from error
+            finally:
+                self.listening = False
+        if any(tensor._version != written[id(tensor)] for tensor in leaves(args)):
+            raise UntraceableError("its forward writes into its input")
+        self.trace.outputs = self.encoded_result(outputs)
+        self.trace.results = [tensor.detach() for tensor in leaves(outputs) if isinstance(tensor, Tensor)]
+        self._name()
+        return self.trace
+
+    def encoded_result(self, outputs: Any) -> Any:
+        tensors = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise UntraceableError("it returns no tensor")
+        try:
+            encoded = self.encoded(outputs)
+        except _CannotFollowError as error:
+            raise UntraceableError(f"its forward {error}") from error
+        if any(isinstance(leaf, Constant) for leaf in leaves(encoded)):
+            raise UntraceableError("it returns something that does not depend on its inputs")
+        if any(not isinstance(leaf, Symbol | int | float | str | None) for leaf in leaves(encoded)):
+            raise UntraceableError("it returns something that is neither a tensor nor a list or dict of them")
+        return encoded
+
+    # ---- functions -----------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.listening:
+            return func(*args, **kwargs)
+        if functions.is_getter(func):
+            return self.attribute(func, args[0])
+        name = getattr(func, "__name__", "")
+        followed = self.is_followed((args, kwargs))
+        if name in functions.LOOKING and followed:
+            raise _CannotFollowError("looks at the values of a tensor")
+        if name in functions.ALIASING:
+            return self.aliased(func(*args, **kwargs), args[0])
+        if name == "__iter__":
+            return iter(self.call(Tensor.unbind, (args[0], 0), {}))
+        if name == "size" and followed:
+            shape = self.shape_of(args[0])
+            place = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if place is None else shape[place]
+        return self.call(func, args, kwargs)
+
+    def attribute(self, getter: Any, tensor: Any) -> Any:
+        name = getter.__self__.__name__
+        if name == "shape" and id(tensor) in self.symbols:
+            return self.shape_of(tensor)
+        found = getter(tensor)
+        if isinstance(found, Tensor) and name in functions.ALIASING:
+            return self.aliased(found, tensor)
+        if isinstance(found, Tensor) and name != "grad":
+            return self.call(getattr, (tensor, name), {})
+        return found
+
+    def shape_of(self, tensor: Any) -> Any:
+        symbol = self.symbols[id(tensor)]
+        return torch.Size([Size(size, ("size", symbol, axis)) for axis, size in enumerate(symbol.shape)])
+
+    def aliased(self, made: Any, tensor: Any) -> Any:
+        if isinstance(made, Tensor) and made is not tensor:
+            encoded = self.encode(tensor)
+            self.keep(made)
+            table: dict[int, Any] = self.symbols if isinstance(encoded, Symbol) else self.constants
+            table[id(made)] = encoded
+        return made
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Do one call and write it down, if it makes or changes a tensor."""
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = self.encoded(args), self.encoded(kwargs)
+        versions = [tensor._version for tensor in tensors]
+        before = {id(t): t for t in tensors}
+        copies = self.copies(func, tensors)
+        result = func(*args, **kwargs)
+        written = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
+        if written:
+            self.write(func, given, written, copies)
+            return result
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        if not made or all(id(tensor) in before for tensor in made):
+            return result
+        self.write_down(func, given[0], given[1], result)
+        return result
+
+    def write_down(self, func: Any, args: Any, kwargs: Any, result: Any) -> Step:
+        """A step, if it depends on the inputs; else what it made are constants that know their origin."""
+        step = Step(func, args, kwargs, self.scope)
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            self.keep(tensor)
+        if any(isinstance(leaf, Symbol | Size) for leaf in leaves((args, kwargs))):
+            for tensor in made:
+                self.symbols[id(tensor)] = Symbol("", tuple(tensor.shape), dtype_name(tensor))
+            self.trace.steps.append(step)
+        elif any(isinstance(leaf, Constant) for leaf in leaves((args, kwargs))):
+            for place, tensor in enumerate(made):
+                self.constants[id(tensor)] = Constant(tensor, step, place)
+        step.outputs = self.encoded(result)
+        return step
+
+    # ---- writing in place ----------------------------------------------------------------------------
+
+    def copies(self, func: Any, tensors: list[Any]) -> dict[int, Any]:
+        """Copies of the constants that a function may write into, as they were."""
+        name = getattr(func, "__name__", "")
+        writes = name.endswith("_") or name == "__setitem__"
+        own = [tensor for tensor in tensors[:1] if writes and id(tensor) not in self.symbols]
+        return {id(tensor): tensor.clone() for tensor in own}
+
+    def write(self, func: Any, given: Any, written: list[Any], copies: Mapping[int, Any]) -> None:
+        """What an in-place function did, as the function that gives it: from now on its first argument, and what
+        that is a view of, are other symbols."""
+        pure = functions.out_of_place(func)
+        (args, kwargs), target = given, written[0]
+        first = next(leaves((args, kwargs)), None)
+        if len(written) > 1 or first is not self.lookup(target):
+            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+        if isinstance(first, Constant):
+            if id(target) not in copies or id(target) in self.stored:
+                raise _CannotFollowError("writes into a parameter or buffer")
+            first.tensor = copies[id(target)]
+            if pure is None and not symbols(given):
+                self.constants[id(target)] = Constant(target)
+                return
+        if pure is None:
+            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+        args, kwargs = functions.without_inplace(pure, args, kwargs)
+        self.symbols.pop(id(target), None)
+        self.constants.pop(id(target), None)
+        step = self.write_down(pure, args, kwargs, target)
+        step.writes = True
+        if any(not isinstance(leaf, Symbol | Constant) for leaf in leaves(step.outputs)):
+            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+        self.stale |= self.sharing[_address(target)] - {id(target)}
+        self.stale.discard(id(target))
+        self.write_back(target, step)
+
+    def write_back(self, view: Any, step: Step) -> None:
+        """If ``view`` was cut out of another tensor, that one has changed there too."""
+        steps = [s for s in self.trace.steps if s.function in (Tensor.__getitem__,)]
+        old = step.reads[0] if step.reads else None
+        source = next((s for s in reversed(steps) if s.outputs is old), None)
+        if source is None or old is None:
+            return
+        for identity, symbol in list(self.symbols.items()):
+            if identity in self.stale and symbol is source.args[0]:
+                whole = self.alive[identity]
+                self.stale.discard(identity)
+                new = self.symbols[id(view)]
+                self.symbols.pop(identity)
+                args = (symbol, source.args[1], new)
+                self.write_down(functions.set_item, args, {}, whole).writes = True
+                return
+
+    # ---- modules -------------------------------------------------------------------------------------
+
+    def module_call(self, original: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+        if not self.listening or not self.is_followed((args, kwargs)):
+            return original(module, *args, **kwargs)
+        path = self.paths.get(id(module), type(module).__name__.lower())
+        reason = self.whole.get(id(module), "") or _opaque_reason(module)
+        scope = Scope(module, self.encoded(args), self.encoded(kwargs), self.scope, path)
+        if reason:
+            return self.whole_module(original, scope, args, kwargs, reason)
+        self.trace.scopes.append(scope)
+        self.scope = scope
+        try:
+            outputs = original(module, *args, **kwargs)
+            scope.outputs = self.encoded(outputs)
+        except _CannotFollowError as error:
+            if module is not self.model:
+                self.whole.setdefault(id(module), f"its forward {error}")
+                raise RetryError(self.whole) from error
+            raise
+        finally:
+            self.scope = scope.parent
+        return outputs
+
+    def whole_module(self, original: Any, scope: Scope, args: Any, kwargs: Any, reason: str) -> Any:
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in tensors]
+        self.listening = False
+        try:
+            result = original(scope.module, *args, **kwargs)
+        finally:
+            self.listening = True
+        if any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True)):
+            raise _CannotFollowError("has a part that writes into its input")
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            if id(tensor) not in self.symbols:
+                self.keep(tensor)
+                self.symbols[id(tensor)] = Symbol("", tuple(tensor.shape), dtype_name(tensor))
+        step = Step(
+            None, scope.args, scope.kwargs, self.scope, self.encoded(result), scope.module, reason, scope.path
+        )
+        self.trace.steps.append(step)
+        return result
+
+    # ---- symbols and names ---------------------------------------------------------------------------
+
+    @property
+    def stored(self) -> set[int]:
+        """The identities of the model's parameters and buffers."""
+        return {id(tensor) for tensor in stored(self.model)}
+
+    def keep(self, tensor: Any) -> None:
+        if id(tensor) not in self.alive:
+            self.alive[id(tensor)] = tensor
+            self.sharing.setdefault(_address(tensor), set()).add(id(tensor))
+
+    def lookup(self, tensor: Any) -> Symbol | Constant | None:
+        return self.symbols.get(id(tensor)) or self.constants.get(id(tensor))
+
+    def is_followed(self, nest: Any) -> bool:
+        return any(id(leaf) in self.symbols or isinstance(leaf, Size) for leaf in leaves(nest))
+
+    def encode(self, tensor: Any) -> Symbol | Constant:
+        if id(tensor) in self.stale:
+            raise _CannotFollowError("reads a view of a tensor after that was written into")
+        known = self.lookup(tensor)
+        if known is None:
+            self.keep(tensor)
+            known = self.constants[id(tensor)] = Constant(tensor)
+        return known
+
+    def encoded(self, nest: Any) -> Any:
+        return mapped(lambda leaf: self.encode(leaf) if isinstance(leaf, Tensor) else leaf, nest)
+
+    def _name(self) -> None:
+        """Name every step: a module that consists of one step gives it its name."""
+        alone: dict[int, int] = {}
+        for step in self.trace.steps:
+            for scope in step.scope.chain if step.scope else []:
+                alone[id(scope)] = alone.get(id(scope), 0) + 1
+        taken: dict[str, int] = {s.name: 1 for s in symbols(self.trace.inputs)}
+        for step in self.trace.steps:
+            own = step.scope.path if step.scope else ""
+            if step.module is not None:
+                wanted = step.name
+            elif step.scope is not None and own and alone[id(step.scope)] == 1:
+                wanted = own
+            else:
+                wanted = f"{own}.{step.what}" if own else step.what
+            seen = taken[wanted] = taken.get(wanted, 0) + 1
+            step.name = wanted if seen == 1 else f"{wanted}#{seen}"
+            for index, symbol in enumerate(step.gives):
+                symbol.name = symbol.name or (step.name if index == 0 else f"{step.name}:{index}")
+
+
+def _address(tensor: Any) -> int:
+    try:
+        return int(tensor.untyped_storage().data_ptr()) or id(tensor)
+    except (RuntimeError, NotImplementedError):  # sparse and other tensors without a storage
+        return id(tensor)
+
+
+def _opaque_reason(module: Any) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a scripted module does not show what it computes"
+    return ""
+
+
+@contextlib.contextmanager
+def _calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
+    """Hear of every call of a module."""
+    original = Module.__call__
+
+    def called(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return hear(original, module, args, kwargs)
+
+    Module.__call__ = called  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    """Give buffers back the numbers that they had, whatever a forward writes into them."""
+    before = [(tensor, tensor._version, tensor.clone()) for tensor in model.buffers()]
+    try:
+        yield
+    finally:
+        for tensor, version, value in before:
+            if tensor._version != version:
+                with torch.no_grad():
+                    tensor.copy_(value)
+
+
+def stored(model: Any) -> list[Any]:
+    """The parameters and buffers of a model, each once."""
+    return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
+
+
+def dtype_name(tensor: Any) -> str:
+    """The name of a tensor's type, such as ``"float32"``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")

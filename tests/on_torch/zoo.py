@@ -1,0 +1,424 @@
+"""Modules as people write them, each with what folding must leave of it.
+
+Every entry builds a module with non-trivial weights (random batch norm statistics, biases, negative scales)
+and says how many operators must remain: ``operators`` counts the calls of the folded module, without those
+that only take a result apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    build: Callable[[], Any]
+    operators: int
+    says: tuple[str, ...] = ()  # what the plan must say of what is kept apart
+    shape: tuple[int, ...] = (2, 4, 9, 9)
+
+
+ZOO: list[Entry] = []
+
+
+def entry(operators: int, *says: str, shape: tuple[int, ...] = (2, 4, 9, 9)) -> Callable[[Any], Any]:
+    def note(build: Callable[[], Any]) -> Callable[[], Any]:
+        ZOO.append(Entry(build.__name__, build, operators, says, shape))
+        return build
+
+    return note
+
+
+def randomize(model: Any, seed: int = 0) -> Any:
+    """Weights of ordinary size, none of them at a value that hides a mistake (0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            if "running_var" in name:
+                tensor.uniform_(0.3, 2.0, generator=generator)
+            elif tensor.ndim > 1:
+                tensor.normal_(0.0, tensor[0].numel() ** -0.5, generator=generator)
+            else:
+                sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                tensor.uniform_(0.3, 1.2, generator=generator).mul_(sign)
+    return model.eval()
+
+
+def conv_bn(c: int, d: int, k: int = 3, **settings: Any) -> Any:
+    settings.setdefault("padding", k // 2)
+    return nn.Sequential(nn.Conv2d(c, d, k, bias=False, **settings), nn.BatchNorm2d(d))
+
+
+class Lambda(nn.Module):
+    """A forward in one line, on parts by name."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.body = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Any) -> Any:
+        return self.body(self, x)
+
+
+def made(forward: Callable[..., Any], **parts: Any) -> Any:
+    return randomize(Lambda(forward, **parts))
+
+
+class RepVGG(nn.Module):
+    """RepVGG as published: three branches, and the activation behind their sum."""
+
+    def __init__(self, c: int, d: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.dense = conv_bn(c, d, 3, stride=stride, groups=groups)
+        self.pointwise = conv_bn(c, d, 1, stride=stride, groups=groups)
+        self.identity = nn.BatchNorm2d(c) if c == d and stride == 1 else None
+        self.alpha = nn.Parameter(torch.tensor(0.3))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Any) -> Any:
+        y = self.dense(x) + self.alpha * self.pointwise(x)
+        if self.identity is not None:
+            y += self.identity(x)
+        return self.act(y)
+
+
+@entry(2)
+def repvgg() -> Any:
+    return randomize(RepVGG(4, 4))
+
+
+@entry(6)
+def repvgg_network() -> Any:
+    return randomize(nn.Sequential(RepVGG(4, 8, stride=2), RepVGG(8, 8, groups=4), RepVGG(8, 8)))
+
+
+@entry(1)
+def acnet() -> Any:
+    return made(
+        lambda s, x: s.square(x) + s.tall(x) + s.wide(x),
+        square=conv_bn(4, 6),
+        tall=nn.Sequential(nn.Conv2d(4, 6, (3, 1), padding=(1, 0), bias=False), nn.BatchNorm2d(6)),
+        wide=nn.Sequential(nn.Conv2d(4, 6, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(6)),
+    )
+
+
+class BorderBN(nn.Module):
+    """A batch norm that pads with what it makes of 0, as in DiverseBranchBlock's code."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(c)
+
+    def forward(self, x: Any) -> Any:
+        y = self.bn(x)
+        border = self.bn.bias.detach() - self.bn.running_mean * self.bn.weight.detach() / torch.sqrt(
+            self.bn.running_var + self.bn.eps
+        )
+        y = F.pad(y, [1] * 4)
+        border = border.view(1, -1, 1, 1)
+        y[:, :, 0:1, :] = border
+        y[:, :, -1:, :] = border
+        y[:, :, :, 0:1] = border
+        y[:, :, :, -1:] = border
+        return y
+
+
+@entry(1)
+def multiplied_paths() -> Any:
+    return made(
+        lambda s, x: s.three(s.one(x)) + s.pool(s.again(x)),
+        one=nn.Conv2d(4, 8, 1),
+        three=conv_bn(8, 5, 3, padding=0),
+        again=nn.Conv2d(4, 5, 1),
+        pool=nn.Sequential(nn.AvgPool2d(3, 1), nn.BatchNorm2d(5)),
+    )
+
+
+@entry(1)
+def mobileone() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        return sum(branch(x) for branch in s.branches) + s.scale(x) + s.skip(x)
+
+    branches = nn.ModuleList([conv_bn(4, 4, 3, groups=4) for _ in range(4)])
+    return made(forward, branches=branches, scale=conv_bn(4, 4, 1, groups=4), skip=nn.BatchNorm2d(4))
+
+
+@entry(1)
+def large_and_small_kernels() -> Any:
+    return made(
+        lambda s, x: s.large(x) + s.small(x) + s.dilated(x),
+        large=conv_bn(4, 4, 7, groups=4),
+        small=conv_bn(4, 4, 3, groups=4),
+        dilated=conv_bn(4, 4, 3, groups=4, dilation=2, padding=2),
+    )
+
+
+@entry(2, shape=(2, 7, 4))
+def dense_residual() -> Any:
+    """LeViT: a linear layer and a batch norm that sees every position of every example alike."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = s.linear(x)
+        return F.hardswish(s.bn(y.flatten(0, 1)).reshape_as(y))
+
+    return made(forward, linear=nn.Linear(4, 6, bias=False), bn=nn.BatchNorm1d(6))
+
+
+@entry(2)
+def dropout_and_identity_vanish() -> Any:
+    return randomize(
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), nn.Dropout2d(), nn.BatchNorm2d(4), nn.Dropout(), nn.ReLU())
+    )
+
+
+@entry(5)
+def shared_convolution_with_two_norms() -> Any:
+    return made(
+        lambda s, x: torch.cat([F.relu(s.first(s.conv(x))), s.second(s.conv(F.relu(x)))], 1),
+        conv=nn.Conv2d(4, 4, 3, padding=1),
+        first=nn.BatchNorm2d(4),
+        second=nn.BatchNorm2d(4),
+    )
+
+
+@entry(2)
+def tapped_intermediate() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)
+        return y, s.bn(y)
+
+    return made(forward, conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4))
+
+
+@entry(1)
+def weights_computed_in_forward() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        w = s.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        kernel = torch.zeros(6, 4, 3, 3)
+        kernel[:, :, 1:2, 1:2] = s.point
+        return s.bn(F.conv2d(x, w + kernel, s.bias, padding=1))
+
+    return made(
+        forward,
+        weight=nn.Parameter(torch.empty(6, 4, 3, 3)),
+        point=nn.Parameter(torch.empty(6, 4, 1, 1)),
+        bias=nn.Parameter(torch.empty(6)),
+        bn=nn.BatchNorm2d(6),
+    )
+
+
+@entry(1, shape=(3, 5))
+def low_rank_adaptation() -> Any:
+    return made(
+        lambda s, x: s.linear(x) + 0.5 * s.up(s.down(x)),
+        linear=nn.Linear(5, 7),
+        down=nn.Linear(5, 2, bias=False),
+        up=nn.Linear(2, 7, bias=False),
+    )
+
+
+@entry(1)
+def asymmetric_padding() -> Any:
+    return made(lambda s, x: s.conv(F.pad(x, (1, 1, 1, 1))), conv=conv_bn(4, 4, 3, padding=0))
+
+
+@entry(2)
+def one_sided_padding() -> Any:
+    return made(lambda s, x: s.conv(F.pad(x, (0, 1, 2, 1))), conv=conv_bn(4, 4, 3, padding=0))
+
+
+@entry(2, "padding with 'reflect' is not a convolution at the border")
+def reflected_padding() -> Any:
+    return randomize(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)))
+
+
+@entry(4, "padded")
+def pool_without_counting() -> Any:
+    return randomize(
+        nn.Sequential(
+            nn.Conv2d(4, 4, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.BatchNorm2d(4), nn.ReLU()
+        )
+    )
+
+
+@entry(4)
+def split_and_shuffle() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        b, c, h, w = x.shape
+        y = s.conv(x)
+        y = y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        first, second = y.chunk(2, 1)
+        return torch.cat([s.bn(first), F.relu(second)], 1)
+
+    return made(forward, conv=nn.Conv2d(4, 4, 3, padding=1), bn=nn.BatchNorm2d(2))
+
+
+@entry(1, shape=(2, 4, 11))
+def one_axis() -> Any:
+    return randomize(nn.Sequential(nn.Conv1d(4, 6, 3, stride=2, padding="valid"), nn.BatchNorm1d(6)))
+
+
+@entry(1, shape=(2, 3, 5, 5, 5))
+def three_axes() -> Any:
+    return randomize(nn.Sequential(nn.Conv3d(3, 4, 3, padding="same", dilation=2), nn.BatchNorm3d(4)))
+
+
+@entry(1, shape=(3, 5))
+def features() -> Any:
+    return randomize(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)))
+
+
+@entry(1, shape=(3, 7, 5))
+def sequences() -> Any:
+    return randomize(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4)))
+
+
+@entry(3, "statistics of the batch")
+def batch_statistics() -> Any:
+    return randomize(
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 4, 1))
+    )
+
+
+@entry(2)
+def weight_norm() -> Any:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    return randomize(nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU()))
+
+
+@entry(3)
+def spectral_norm_of_a_transposed_convolution() -> Any:
+    conv = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose2d(4, 3, 3))
+    return randomize(nn.Sequential(conv, nn.ReLU(), nn.utils.parametrizations.orthogonal(nn.Conv2d(3, 3, 1))))
+
+
+@entry(2)
+def old_weight_norm() -> Any:
+    with torch.no_grad():
+        conv = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
+    return randomize(nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU()))
+
+
+@entry(4)
+def written_in_place() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)
+        y *= 2
+        y.add_(s.other(x))
+        z = s.bn(y)
+        y = F.relu(y, inplace=True)
+        return z + y
+
+    return made(forward, conv=nn.Conv2d(4, 4, 3, padding=1), other=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.conv = nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(self.act(x)) + x
+
+
+@entry(4)
+def writes_into_what_others_read() -> Any:
+    """The activation of a block writes into its input, which a folded branch reads too."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = s.stem(x)
+        side = s.side(y)
+        out = s.block(y)
+        return s.bn(side), out
+
+    return made(forward, stem=conv_bn(4, 4), side=nn.Conv2d(4, 4, 1), block=Block(), bn=nn.BatchNorm2d(4))
+
+
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) if x.mean() > -1e9 else x
+
+
+@entry(3, "looks at the values")
+def partly_traceable() -> Any:
+    return randomize(nn.Sequential(conv_bn(4, 4), Looks(), conv_bn(4, 4)))
+
+
+@entry(6)
+def nests() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        levels = [s.stem(x)]
+        levels.append(F.max_pool2d(levels[-1], 2))
+        up = F.interpolate(levels[1], size=levels[0].shape[2:])
+        return {"levels": levels, "sum": s.head(up + levels[0])}
+
+    return made(forward, stem=nn.Sequential(*conv_bn(4, 4), nn.ReLU()), head=conv_bn(4, 2, 1))
+
+
+@entry(9, shape=(2, 6, 8))
+def attention() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        b, n, c = x.shape
+        q, k, v = s.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return x + s.gamma * s.out(y)
+
+    return made(forward, qkv=nn.Linear(8, 24), out=nn.Linear(8, 8), gamma=nn.Parameter(torch.empty(8)))
+
+
+@entry(1)
+def scales_and_shifts() -> Any:
+    return made(
+        lambda s, x: (1 - s.conv(x * s.gain[:, None, None] - s.shift.view(1, -1, 1, 1))) / 3.0,
+        conv=nn.Conv2d(4, 4, 3),
+        gain=nn.Parameter(torch.empty(4)),
+        shift=nn.Parameter(torch.empty(4)),
+    )
+
+
+@entry(5)
+def squeeze_and_excite() -> Any:
+    return made(
+        lambda s, x: s.conv(x) * torch.sigmoid(s.gate(x.mean((2, 3), keepdim=True))),
+        conv=conv_bn(4, 4),
+        gate=nn.Sequential(nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)),
+    )
+
+
+@entry(1)
+def channels_last_of_a_linear() -> Any:
+    """ConvNeXt's scale and permutes around a pointwise layer."""
+    return made(
+        lambda s, x: s.conv(x.permute(0, 2, 3, 1).mul(s.gamma).permute(0, 3, 1, 2)),
+        gamma=nn.Parameter(torch.empty(4)),
+        conv=nn.Conv2d(4, 4, 3),
+    )
+
+
+@entry(5, shape=(2, 16, 4))
+def tokens_are_no_channels() -> Any:
+    """LeViT's subsampling: some tokens are picked, between layers that have their channels last."""
+
+    def forward(s: Any, x: Any) -> Any:
+        b, n, c = x.shape
+        picked = s.first(x).view(b, 4, 4, c)[:, ::2, ::2].reshape(b, -1, c)
+        y = s.second(picked)
+        return s.bn(y.flatten(0, 1)).reshape_as(y)
+
+    return made(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 6), bn=nn.BatchNorm1d(6))
