@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  (its usual name)
+from torch.nn import functional as F
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 
 from refold.algebra import affine
 from refold.algebra.affine import Array
@@ -67,10 +68,10 @@ def _is_torch(function: Any) -> bool:
     return module.split(".")[0] == "torch" and not module.startswith("torch._ops")
 
 
-def _arguments(step: Step, *names: str, **defaults: Any) -> list[Any]:
-    """The arguments of a step in the order of ``names``, however they were given."""
+def _arguments(step: Step, *names: str, wanted: Sequence[str] = (), **defaults: Any) -> list[Any]:
+    """The arguments of a step, however they were given: ``names`` in the function's order, or those ``wanted``."""
     given = {**defaults, **dict(zip(names, step.args, strict=False)), **step.kwargs}
-    return [given.get(name) for name in names]
+    return [given.get(name) for name in wanted or names]
 
 
 def _all(value: Any, axes: int) -> tuple[Any, ...]:
@@ -150,10 +151,16 @@ def _dense(tensor: Any, weight: Any, bias: Any, reader: Reader, *, turned: bool)
 
 
 def _batch_norm(step: Step, reader: Reader) -> Op:
-    tensor, mean, variance, gamma, beta, training, _, epsilon = _arguments(
-        step, "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
-        training=False, eps=1e-5,
-    )  # fmt: skip
+    statistics, factors = ("running_mean", "running_var"), ("weight", "bias")
+    # torch.batch_norm and its functional form have the two in different order.
+    order = (*statistics, *factors) if step.function is torch.nn.functional.batch_norm else (*factors, *statistics)
+    tensor, mean, variance, gamma, beta, training, epsilon = _arguments(
+        step,
+        *("input", *order, "training", "momentum", "eps"),
+        wanted=("input", *statistics, *factors, "training", "eps"),
+        training=False,
+        eps=1e-5,
+    )
     if not isinstance(tensor, Symbol):
         return Opaque()
     if training or mean is None or variance is None:
