@@ -5,7 +5,7 @@ DEMO := .venv-demo/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-keras lint docs bench clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras lint docs bench clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -31,13 +31,16 @@ help:
 demo: .venv-demo/ready
 	KERAS_BACKEND=jax $(DEMO) -m refold demo
 
-test: test-core test-onnx test-keras
+test: test-core test-onnx test-torch test-keras
 
 test-core: .venv/ready
-	$(PYTEST) tests --ignore=tests/on_keras --ignore=tests/on_onnx
+	$(PYTEST) tests --ignore=tests/on_keras --ignore=tests/on_onnx --ignore=tests/on_torch
 
 test-onnx: .venv/ready
 	$(PYTEST) tests/on_onnx
+
+test-torch: .venv/ready
+	$(PYTEST) tests/on_torch
 
 test-keras: .venv/ready
 	@set -e; for backend in $(BACKENDS); do \

@@ -105,15 +105,21 @@ class Frontend(Protocol):
         """The model in a file, which is taken for hostile. Raises InputError."""
         ...
 
-    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
-        """Write the model to a file, whole or not at all. Raises InputError."""
+    def save(self, model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
+        """Write the model to a file, whole or not at all. ``example`` is as for :meth:`lift`, for formats that
+        need it. Raises InputError."""
+        ...
+
+    def restore(self, model: Any, weights: Path | None) -> Any:
+        """A model that a user's function made, ready for inference, with the weights in a file if one is
+        given. Raises InputError."""
         ...
 
 
 # Which module's classes mean which front end. A framework is never imported to find out: a model of it
 # can only exist if it was imported already.
 FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend", "torch": "refold.torch.frontend"}
-SUFFIXES = {".keras": "keras", ".onnx": "onnx"}
+SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch"}
 # What must be installed for it, where that is not just the framework of that name.
 MODULES = {"onnx": ("onnx", "onnx_ir")}
 

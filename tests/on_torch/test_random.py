@@ -171,9 +171,18 @@ def grown(draw: Any) -> tuple[Any, tuple[int, ...]]:
     return model, (2, 4, size, size)
 
 
+def runs_at(model: Any, size: int) -> bool:
+    """Whether a module runs at a size: what was pooled and cropped may fit the rest at one size only."""
+    try:
+        model(torch.zeros(1, 4, size, size))
+    except RuntimeError:
+        return False
+    return True
+
+
 def grow_and_check(model: Any, shape: tuple[int, ...], open_sizes: bool) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    example = (None, 4, None, None) if open_sizes else x
+    example = (None, 4, None, None) if open_sizes and runs_at(model, 64) and runs_at(model, 128) else x
     plain = refold.fold(model, example)
     wanted = copy.deepcopy(model).double()(x.double())
     original, folded = model(x), plain(x)

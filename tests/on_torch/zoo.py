@@ -416,7 +416,7 @@ def tokens_are_no_channels() -> Any:
     """LeViT's subsampling: some tokens are picked, between layers that have their channels last."""
 
     def forward(s: Any, x: Any) -> Any:
-        b, n, c = x.shape
+        b, _, c = x.shape
         picked = s.first(x).view(b, 4, 4, c)[:, ::2, ::2].reshape(b, -1, c)
         y = s.second(picked)
         return s.bn(y.flatten(0, 1)).reshape_as(y)

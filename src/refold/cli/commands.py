@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from refold import verbs
+from refold.cli import factory
 from refold.errors import InputError
 from refold.files import write_atomically
-from refold.frontend import Frontend, frontend_for
+from refold.frontend import Frontend, frontend_for, frontend_of
 from refold.report import markdown, page, terminal
 from refold.report.page import Page
 
@@ -26,7 +27,7 @@ def inspect(options: argparse.Namespace) -> int:
     _check_reports(options)
     _, model = _load(options.model, options)
     with _busy("looking for what folds"):
-        plan = verbs.inspect(model)
+        plan = verbs.inspect(model, _example(options))
     _show(plan.to_json(), terminal.plan(plan), options)
     _write_reports(Page(title=options.model.name, plan=plan), options)
     if options.fail_if_foldable and plan.changes_something:
@@ -40,19 +41,20 @@ def fold(options: argparse.Namespace) -> int:
     _check_free(options.output, options, options.model)
     _check_reports(options)
     frontend, model = _load(options.model, options)
+    example = _example(options)
     if frontend_for(options.output) is not frontend:
         raise InputError(f"{options.output}: the result is a model of {frontend.name}; give it the ending of one")
     with _busy("folding"):
-        plan = verbs.inspect(model)
-        plain = verbs.fold(model)
+        plan = verbs.inspect(model, example)
+        plain = verbs.fold(model, example)
     with _busy("proving that nothing changed"):
-        certificate = verbs.prove(model, plain)
+        certificate = verbs.prove(model, plain, example)
     data = {"plan": plan.to_json(), "certificate": certificate.to_json()}
     _show(data, [*terminal.plan(plan), *terminal.certificate(certificate)], options)
     if not certificate.ok:
         print("refold: the result is not the same function, so nothing was written", file=sys.stderr)
         return DIFFERENT
-    frontend.save(plain, options.output, overwrite=options.force)
+    frontend.save(plain, options.output, overwrite=options.force, example=example)
     _write_reports(Page(title=options.model.name, plan=plan, certificate=certificate), options)
     print(f"written to {options.output}", file=sys.stderr)
     return SAME
@@ -63,9 +65,9 @@ def prove(options: argparse.Namespace) -> int:
     _check_free(options.certificate, options)
     _check_reports(options)
     _, model = _load(options.model, options)
-    _, plain = _load(options.plain, options)
+    _, plain = _load(options.plain, options, second=True)
     with _busy("proving"):
-        certificate = verbs.prove(model, plain, seed=options.seed)
+        certificate = verbs.prove(model, plain, _example(options), seed=options.seed)
     _show(certificate.to_json(), terminal.certificate(certificate), options)
     if options.certificate is not None:
         _write_text(options.certificate, json.dumps(certificate.to_json(), indent=1), options.force)
@@ -77,11 +79,15 @@ def prove(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     """``refold bench MODEL PLAIN``"""
     _, model = _load(options.model, options)
-    _, plain = _load(options.plain, options)
+    _, plain = _load(options.plain, options, second=True)
     with progress() as bar:
         task = bar.add_task("timing", total=options.repeats + 3)
         timing = verbs.bench(
-            model, plain, repeats=options.repeats, progress=lambda done: bar.update(task, completed=done)
+            model,
+            plain,
+            _example(options),
+            repeats=options.repeats,
+            progress=lambda done: bar.update(task, completed=done),
         )
     _show(timing.to_json(), terminal.timing(timing), options)
     return SAME
@@ -108,10 +114,23 @@ def _busy(what: str) -> Any:
     return Console(stderr=True).status(what)
 
 
-def _load(path: Path, options: argparse.Namespace) -> tuple[Frontend, Any]:
+def _load(path: Path, options: argparse.Namespace, *, second: bool = False) -> tuple[Frontend, Any]:
+    """The model of that name; ``second`` says that ``--weights`` are not for it."""
+    if factory.is_factory(str(path)):
+        with _busy(f"making {path}"):
+            model = factory.make(str(path))
+            frontend = frontend_of(model)
+            return frontend, frontend.restore(model, None if second else options.weights)
+    if options.weights is not None and not second:
+        raise InputError(f"--weights is for a model that is named as package.module:factory; {path} is a file")
     frontend = frontend_for(path)
     with _busy(f"reading {path.name}"):
         return frontend, frontend.load(path, imports=options.imports, trust=options.trust)
+
+
+def _example(options: argparse.Namespace) -> Any:
+    """What ``--shape`` says of the inputs."""
+    return tuple(options.shapes) if len(options.shapes) > 1 else next(iter(options.shapes), None)
 
 
 def _show(data: dict[str, Any], tables: list[Any], options: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="refold",
         description="Fold a trained network into the plain one that computes the same, and prove it.",
-        epilog="Exit status: 0, 1 (not the same function), 2 (bad usage or input; nothing is written).",
+        epilog="MODEL is a file, or package.module:factory for a model that code makes. "
+        "Exit status: 0, 1 (not the same function), 2 (bad usage or input; nothing is written).",
     )
     parser.add_argument("--version", action="version", version=f"refold {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -71,12 +72,31 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="a Python module with your custom layers; its code runs",
     )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights for a model that is named as package.module:factory"
+    )
+    parser.add_argument(
+        "--shape",
+        dest="shapes",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="N,C,...",
+        help="shape of an input, with a letter for a size that may change; once per input",
+    )
     parser.add_argument("--trust", action="store_true", help="run code that the model files bring with them")
     _add_debug(parser)
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def _shape(text: str) -> tuple[int | None, ...]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() or size.isalpha() for size in sizes) or any(size == "0" for size in sizes):
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape: give sizes, such as N,3,224,224")
+    return (None, *(int(size) if size.isdecimal() else None for size in sizes[1:]))
 
 
 def _positive(text: str) -> int:

@@ -131,11 +131,19 @@ class KerasFrontend:
 
         return files.load(path, imports=imports, trust=trust)
 
-    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
+    def save(self, model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
         """See :func:`refold.keras.files.save`."""
         from refold.keras import files
 
         files.save(model, path, overwrite=overwrite)
+
+    def restore(self, model: Any, weights: Path | None) -> Any:
+        """The model as it is; its weights are in it."""
+        if weights is not None:
+            raise InputError(
+                f"{weights}: a Keras model loads its weights itself: call model.load_weights() in the factory"
+            )
+        return model
 
 
 def _not_built(model: Any, which: str) -> InputError:

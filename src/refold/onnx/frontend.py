@@ -98,11 +98,17 @@ class OnnxFrontend:
 
         return files.load(path)
 
-    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
+    def save(self, model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
         """See :func:`refold.onnx.files.save`."""
         from refold.onnx import files
 
         files.save(model, path, overwrite=overwrite)
+
+    def restore(self, model: Any, weights: Path | None) -> Any:
+        """The model as it is; its weights are in it."""
+        if weights is not None:
+            raise InputError(f"{weights}: an ONNX model holds its weights itself")
+        return model
 
 
 FRONTEND = OnnxFrontend()

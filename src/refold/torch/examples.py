@@ -21,6 +21,10 @@ BATCHES = (2, 3)
 OPEN_SIZES = ((64, 128), (224, 288))
 
 
+# By how much open axes change, and the two sizes for axes of which nothing is known: see attempts().
+Attempt = tuple[int | None, tuple[int, int]]
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Spec:
@@ -36,9 +40,11 @@ class Spec:
 def specs_of(model: Any, example: Any) -> tuple[Any, ...]:
     """The arguments of ``model`` as a nest of specs. Raises InputError."""
     if example is None:
+        example = getattr(model, "meta", {}).get("refold.example") if isinstance(model, torch.nn.Module) else None
+    if example is None:
         raise InputError(
             f"'{type(model).__name__}' does not say the shape of its inputs: give an example (a tensor, a "
-            "tuple of arguments, or a shape with None for sizes that may change)"
+            "tuple of arguments, or a shape with None for sizes that may change; on the command line --shape)"
         )
     tensor = next((t for t in model.parameters() if t.is_floating_point()), None)
     dtype = torch.get_default_dtype() if tensor is None else tensor.dtype
@@ -106,24 +112,27 @@ def input_names(names: Sequence[str], specs: Sequence[Any]) -> Any:
     return tuple(named(spec, name) for name, spec in zip(names, specs, strict=True))
 
 
-def attempts(specs: Sequence[Any]) -> list[tuple[int, tuple[int, int]]]:
+def attempts(specs: Sequence[Any]) -> list[Attempt]:
     """The ways to choose sizes, most general first: by how much the later axes of images and sequences change
-    although the example says them (less than 0: smaller, where they are large enough), and two sizes for axes of
-    which nothing is known."""
+    although the example says them (less than 0: smaller, where they are large enough; None: nothing changes, not
+    even the batch), and two sizes for axes of which nothing is known."""
     known = [spec for spec in leaves(specs) if None not in spec.shape[1:]]
     changes: list[int] = []
     if any(_can_open(spec) for spec in known):
         large = all(size >= 192 for spec in known if _can_open(spec) for size in spec.shape[2:])
         changes = [-128, 128] if large else [64]
     pairs = OPEN_SIZES if len(known) < len(list(leaves(specs))) else OPEN_SIZES[:1]
-    return [(change, pair) for change in (*changes, 0) for pair in pairs]
+    found: list[Attempt] = [(change, pair) for change in (*changes, 0) for pair in pairs]
+    if known and all(spec.sample is not None for spec in leaves(specs)):
+        found.append((None, OPEN_SIZES[0]))
+    return found
 
 
 def _can_open(spec: Spec) -> bool:
     return spec.sample is not None and len(spec.shape) > 2 and "float" in spec.dtype
 
 
-def feeds(specs: Sequence[Any], which: int, change: int, pair: tuple[int, int]) -> tuple[Any, ...]:
+def feeds(specs: Sequence[Any], which: int, change: int | None, pair: tuple[int, int]) -> tuple[Any, ...]:
     """Tensors to record on: of the first or second batch size and size, with numbers of their own."""
     generator = torch.Generator().manual_seed(which)
 
@@ -131,17 +140,31 @@ def feeds(specs: Sequence[Any], which: int, change: int, pair: tuple[int, int]) 
         known = spec.shape[axis]
         if known is None:
             return pair[which]
-        return known + change if which and axis > 1 and _can_open(spec) else known
+        return known + (change or 0) if which and axis > 1 and _can_open(spec) else known
 
     def tensor(spec: Spec) -> Any:
-        shape = (BATCHES[which], *(size(spec, axis) for axis in range(1, len(spec.shape))))
+        batch = len(spec.sample) if change is None else BATCHES[which]
+        shape = (batch, *(size(spec, axis) for axis in range(1, len(spec.shape))))
         dtype = getattr(torch, spec.dtype)
         if not dtype.is_floating_point:
             if spec.sample is not None:
-                rows = (torch.arange(BATCHES[which]) + which) % len(spec.sample)
+                rows = (torch.arange(batch) + which) % len(spec.sample)
                 return spec.sample.cpu()[rows].to(spec.device)
             return torch.randint(0, 2, shape, generator=generator).to(spec.device, dtype)
         return torch.randn(shape, generator=generator).to(spec.device, dtype)
+
+    return tuple(mapped(tensor, spec) for spec in specs)
+
+
+def plain_example(specs: Sequence[Any]) -> tuple[Any, ...]:
+    """An example that says what ``specs`` say, of tensors with no numbers in them and nothing of ours."""
+
+    def tensor(spec: Spec) -> Any:
+        if spec.sample is None and "float" in spec.dtype:
+            return spec.shape
+        shape = [size or OPEN_SIZES[0][0] for size in spec.shape[1:]]
+        dtype = getattr(torch, spec.dtype)
+        return torch.zeros(1 if spec.sample is None else len(spec.sample), *shape, dtype=dtype, device=spec.device)
 
     return tuple(mapped(tensor, spec) for spec in specs)
 

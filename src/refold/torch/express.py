@@ -62,7 +62,8 @@ def module_for(
         module = nn.Linear(conv.channels_in, conv.channels_out, **settings)
         weight = weight.reshape(weight.shape[:2])
     else:
-        assert axes in _CONV and (channel_axis == 1 or pointwise)
+        assert axes in _CONV
+        assert channel_axis == 1 or pointwise
         padded = borders(conv) is None
         module = _CONV[axes](
             conv.channels_in,
@@ -90,9 +91,9 @@ def is_dense(conv: AffineConv, *, channel_axis: int, dense: bool) -> bool:
 def parameter(array: Array, like: Any, trainable: bool) -> Any:
     """A parameter that holds ``array``, each number rounded once to the type of ``like``."""
     tensor = rounded(array, like)
-    if tensor.ndim == 4 and like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        if not like.is_contiguous():
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    if tensor.ndim == 4 and channels_last and not like.is_contiguous():
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(tensor, requires_grad=trainable)
 
 

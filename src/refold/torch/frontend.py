@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -33,10 +33,13 @@ def owns(model: Any) -> bool:
 @final
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What the front end remembers of a lifted model: the record, and the names of its arguments."""
+    """What the front end remembers of a lifted model: the record, its arguments with their names, and the sizes
+    at which the model could not be recorded."""
 
     record: Record
+    specs: tuple[Any, ...]
     names: tuple[str, ...]
+    failed: tuple[examples.Attempt, ...]
 
 
 @final
@@ -51,9 +54,11 @@ class TorchFrontend:
         _check(model)
         specs = examples.specs_of(model, example)
         names = examples.argument_names(model, specs)
-        record = _recorded(model, specs, examples.input_names(names, specs))
+        record, failed = _recorded(model, specs, examples.input_names(names, specs))
         graph = lift_record(model, record)
-        return Lifted(graph, model, Session(record, names), _evaluated(record), _notes(model, record))
+        return Lifted(
+            graph, model, Session(record, specs, names, failed), _evaluated(record), _notes(model, record)
+        )
 
     def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
         """See :func:`refold.torch.express.helpers`."""
@@ -62,7 +67,16 @@ class TorchFrontend:
     def lower(self, lifted: Lifted, plan: Plan) -> Any:
         """A module of plain modules, in eval mode, that follows the plan."""
         session = lifted.record
-        return lower_plan(lifted.graph, session.record, plan, lifted.model, session.names)
+        record = session.record
+        plain = lower_plan(lifted.graph, record, plan, lifted.model, session.names)
+        if not isinstance(plain, torch.fx.GraphModule):
+            return plain
+        if not record.bound and any(_runs(plain, session.specs, attempt) for attempt in session.failed):
+            # What bound the original to its sizes is gone, so that has to be said.
+            plain = lower_plan(lifted.graph, replace(record, bound=True), plan, lifted.model, session.names)
+        # Known from now on, so that the plain model needs no example.
+        plain.meta["refold.example"] = examples.plain_example(session.specs)
+        return plain
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by torch's own functions."""
@@ -105,11 +119,17 @@ class TorchFrontend:
 
         return files.load(path, imports=imports, trust=trust)
 
-    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
+    def save(self, model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
         """See :func:`refold.torch.files.save`."""
         from refold.torch import files
 
-        files.save(model, path, overwrite=overwrite)
+        files.save(model, path, overwrite=overwrite, example=example)
+
+    def restore(self, model: Any, weights: Path | None) -> Any:
+        """See :func:`refold.torch.files.restore`."""
+        from refold.torch import files
+
+        return files.restore(model, weights)
 
 
 FRONTEND = TorchFrontend()
@@ -163,18 +183,31 @@ def _differs(module: Any) -> bool:
     return type(module).forward is not torch.nn.Module.forward or bool(list(module.children()))
 
 
-def _recorded(model: Any, specs: tuple[Any, ...], names: Any) -> Record:
+def _recorded(model: Any, specs: tuple[Any, ...], names: Any) -> tuple[Record, tuple[examples.Attempt, ...]]:
     error: UntraceableError | None = None
     bound = False
-    for change, pair in examples.attempts(specs):
-        feeds = [examples.feeds(specs, which, change, pair) for which in (0, 1)]
+    failed: list[examples.Attempt] = []
+    for attempt in examples.attempts(specs):
+        change, pair = attempt
         if change and bound:
             continue
+        feeds = [examples.feeds(specs, which, change, pair) for which in (0, 1)]
         try:
-            return record_twice(model, feeds, names, strict=change != 0, bound=bound)
+            return record_twice(model, feeds, names, strict=bool(change), bound=bound), tuple(failed)
         except UntraceableError as found:
             error, bound = found, bound or isinstance(found, BoundError)
+            failed.append(attempt)
     raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}") from error
+
+
+def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
+    """Whether a model runs at certain sizes."""
+    try:
+        with torch.no_grad():
+            model(*examples.feeds(specs, 1, *attempt))
+    except Exception:  # whatever torch raises on sizes that do not fit
+        return False
+    return True
 
 
 def _evaluated(record: Record) -> tuple[str, ...]:
@@ -197,9 +230,10 @@ def _notes(model: Any, record: Record) -> tuple[str, ...]:
 
 
 def _hooks(module: Any) -> list[Any]:
-    """The hooks that a user put on a module; torch's own ones that compute weights are none."""
+    """The hooks that a user put on a module; torch has some of its own, which compute weights or check inputs."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils")]
+    modules = [getattr(hook, "__module__", None) or type(hook).__module__ for hook in hooks]
+    return [hook for hook, name in zip(hooks, modules, strict=True) if not name.startswith("torch.")]
 
 
 # ---- what a step is ------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ def set_item(tensor: Any, index: Any, value: Any) -> Any:
 
 
 def short_name(function: Function) -> str:
-    """The name of a function as people know it: ``"conv2d"``."""
-    return str(getattr(function, "__name__", type(function).__name__)).strip("_")
+    """The name of a function as people know it: ``"conv2d"``, also for ``aten.conv2d.default``."""
+    return str(getattr(function, "__name__", type(function).__name__)).partition(".")[0].strip("_")
 
 
 def is_method(function: Function) -> bool:
@@ -70,12 +70,22 @@ def out_of_place(function: Function) -> Function | None:
     name = getattr(function, "__name__", "")
     if name == "__setitem__":
         return set_item
+    if isinstance(function, torch._ops.OpOverload):
+        return _overload_out_of_place(function)
     pure = _IN_PLACE.get(name) or (name[:-1] if name.endswith("_") and not name.endswith("__") else None)
     if pure is None:
         return function if _inplace_parameter(function) is not None else None
     owner: Any = torch.Tensor if is_method(function) else torch.nn.functional
     found = getattr(owner, pure, None) or getattr(torch, pure, None)
     return found if callable(found) else None
+
+
+def _overload_out_of_place(function: Any) -> Function | None:
+    """``aten.relu.default`` for ``aten.relu_.default``."""
+    name, _, overload = function.__name__.partition(".")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if function.namespace == "aten" else None
+    found: Function | None = getattr(packet, overload, None) if name.endswith("_") else None
+    return found
 
 
 def without_inplace(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -64,8 +64,10 @@ def is_rearrangement(step: Step) -> bool:
 
 
 def _is_torch(function: Any) -> bool:
+    if isinstance(function, torch._ops.OpOverload):
+        return str(function.namespace) == "aten"
     module = getattr(function, "__module__", None) or "torch"
-    return module.split(".")[0] == "torch" and not module.startswith("torch._ops")
+    return module.split(".")[0] == "torch"
 
 
 def _arguments(step: Step, *names: str, wanted: Sequence[str] = (), **defaults: Any) -> list[Any]:
@@ -379,7 +381,9 @@ OPERATORS: dict[str, Entry] = {
     **dict.fromkeys(("rdiv", "rtruediv"), _OVER_TURNED),
     "addcmul": _scale_then_shift,
     **dict.fromkeys(("neg", "negative"), _negative),
-    **dict.fromkeys(("clone", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as"), _same),
+    **dict.fromkeys(
+        ("clone", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as", "to_copy"), _same
+    ),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
     "feature_alpha_dropout": _dropout,
     "feature_dropout": _dropout,
@@ -425,5 +429,7 @@ REARRANGING = frozenset(
         "pixel_shuffle",
         "pixel_unshuffle",
         "native_channel_shuffle",
+        "slice",
+        "alias",
     ]
 )

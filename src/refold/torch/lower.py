@@ -180,12 +180,13 @@ class _Lowering:
     def bind(self) -> None:
         """Let the new module refuse other sizes than those at which it is the same function."""
         for symbol in symbols(self.record.trace.inputs):
-            for axis in range(2, len(symbol.shape)):
+            known = self.record.shapes[symbol.name]
+            for axis in (axis for axis, size in enumerate(known) if size is not None and axis != 1):
                 found = self.fx.call_method("size", (self.made[symbol.name], axis))
                 fits = self.fx.call_function(operator.eq, (found, symbol.shape[axis]))
                 sentence = (
                     f"axis {axis} of {symbol.name} must have the size {symbol.shape[axis]} at which this model was "
-                    "folded: at others the original goes another way"
+                    "folded: the original does not do the same at others"
                 )
                 self.fx.call_function(torch._assert, (fits, sentence))
 

@@ -267,7 +267,7 @@ class _Recorder(TorchFunctionMode):
     def copies(self, func: Any, tensors: list[Any]) -> dict[int, Any]:
         """Copies of the constants that a function may write into, as they were."""
         name = getattr(func, "__name__", "")
-        writes = name.endswith("_") or name == "__setitem__"
+        writes = name.partition(".")[0].endswith("_") or name == "__setitem__"
         own = [tensor for tensor in tensors[:1] if writes and id(tensor) not in self.symbols]
         return {id(tensor): tensor.clone() for tensor in own}
 

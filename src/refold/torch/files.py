@@ -1,0 +1,153 @@
+"""Torch models in files: exported programs, and weights.
+
+An exported program (``.pt2``) is read with ``torch.export.load``, which unpickles what it cannot read otherwise
+(torch 2.13, ``torch/_export/serde/serialize.py``). So one is only read if the user trusts it. Weights are read as
+safetensors, or with ``weights_only=True``, which makes tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refold.errors import InputError
+from refold.files import open_regular, printable, write_atomically
+from refold.recording.symbols import leaves, mapped
+from refold.torch import examples
+from refold.torch.trace import first_line
+
+# What training leaves in front of the names of weights.
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
+    """The module in a ``.pt2`` file; its example is kept in ``module.meta``. Raises InputError."""
+    shown = printable(path)
+    if path.suffix != ".pt2":
+        raise InputError(
+            f"{shown}: a file of weights is no model; name the function that makes the model, and give the file "
+            f"with --weights: package.module:factory --weights {shown}"
+        )
+    if not trust:
+        raise InputError(
+            f"{shown}: torch may run code from an exported program while it reads it; add --trust if you know "
+            "where the file comes from"
+        )
+    with open_regular(path) as file:
+        content = io.BytesIO(file.read())
+    if not zipfile.is_zipfile(content):
+        raise InputError(f"{shown}: this is no exported program (.pt2)")
+    content.seek(0)
+    try:
+        program = torch.export.load(content)
+        module: Any = program.module(check_guards=False)
+    except Exception as error:  # whatever torch raises on a damaged file
+        raise InputError(f"{shown}: torch cannot read it: {first_line(error)}") from error
+    for inner in module.modules():
+        inner.training = False
+    given = program.example_inputs
+    if given is not None and not given[1]:
+        module.meta["refold.example"] = given[0]
+    return module
+
+
+def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
+    """Write a module as an exported program, which runs without refold and without the original class, and its
+    weights beside it as safetensors. Raises InputError; nothing is written then."""
+    shown = printable(path)
+    if path.suffix != ".pt2":
+        raise InputError(f"{shown}: a torch model is written as an exported program; give a name that ends in .pt2")
+    if example is None:
+        example = getattr(model, "meta", {}).get("refold.example")
+    specs = examples.specs_of(model, example)
+    inputs = examples.feeds(specs, 0, 0, examples.OPEN_SIZES[0])
+    auto = torch.export.Dim.AUTO
+    dynamic = mapped(
+        lambda spec: {axis: auto for axis, size in enumerate(spec.shape) if size is None}, tuple(specs)
+    )
+    try:
+        program = torch.export.export(copy.deepcopy(model), inputs, dynamic_shapes=dynamic)
+    except Exception as error:  # whatever torch raises
+        raise InputError(f"{shown}: torch cannot export the folded model: {first_line(error)}") from error
+    weights = path.with_suffix(".safetensors")
+    if weights.exists() and not overwrite:
+        raise InputError(f"{printable(weights)} exists; choose another name, or replace it with --force")
+    write_atomically(weights, lambda target: _write_weights(model, target), overwrite=overwrite)
+
+    def write(target: Path) -> None:
+        with target.open("wb") as file:
+            torch.export.save(program, file)
+
+    write_atomically(path, write, overwrite=overwrite)
+
+
+def _write_weights(model: Any, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(state, path)
+
+
+def restore(model: Any, path: Path | None) -> Any:
+    """A module that a factory made, in eval mode, with the weights in a file if there is one. Raises InputError."""
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"the factory gives a {type(model).__name__}, which is no torch module")
+    if path is not None:
+        state = _without_prefixes(read_weights(path), model)
+        try:
+            model.load_state_dict(state)
+        except Exception as error:  # missing, unexpected and misshapen weights, in torch's words
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            what = printable("; ".join(lines[1:3] or lines), 400).rstrip(".")
+            raise InputError(f"{printable(path)}: its weights do not fit the model: {what}") from error
+    return model.eval()
+
+
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """The tensors in a ``.safetensors`` file, or in a ``.pt`` or ``.pth`` file of nothing but tensors."""
+    shown = printable(path)
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load as read
+
+            return dict(read(content))
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise InputError(f"{shown}: reading it needs safetensors: pip install safetensors") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{shown}: it is damaged, or holds more than tensors, which torch would have to run code to read; save "
+            "model.state_dict() alone"
+        ) from error
+    except Exception as error:  # whatever the readers raise on damaged or hostile files
+        raise InputError(f"{shown}: no weights can be read from it: {first_line(error)}") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = list(leaves(list(state.values()))) if isinstance(state, Mapping) else [None]
+    if not all(isinstance(leaf, torch.Tensor) for leaf in tensors):
+        raise InputError(f"{shown}: it holds more than weights by name; save model.state_dict() alone")
+    return dict(state)
+
+
+def _without_prefixes(state: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The weights under the model's own names: what wrappers put in front of all of them is taken away."""
+    own = set(model.state_dict())
+    names = {name: name for name in state}
+    changed = True
+    while changed and not own.issubset(names.values()):
+        changed = False
+        for prefix in PREFIXES:
+            if names and all(name.startswith(prefix) for name in names.values()):
+                names = {key: name[len(prefix) :] for key, name in names.items()}
+                changed = True
+    return {name: state[key] for key, name in names.items() if name != "n_averaged"}
