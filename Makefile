@@ -2,10 +2,11 @@
 PYTHON ?= python3
 TEST := .venv/bin/python
 DEMO := .venv-demo/bin/python
+BENCH_TORCH := .venv-bench-torch/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-torch test-keras lint docs bench clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras lint docs bench bench-torch clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -13,6 +14,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make bench   measure what folding gains, into benchmarks/results/"
+	@echo "make bench-torch  the same for published networks, against timm's folds (installs gigabytes)"
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
@@ -26,6 +28,14 @@ help:
 	@echo "Setting up .venv-demo: a minute or so, once"
 	$(PYTHON) -m venv .venv-demo
 	$(DEMO) -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+# timm needs torchvision, which has its own idea of torch: gigabytes, for the benchmark only.
+.venv-bench-torch/ready: pyproject.toml
+	@echo "Setting up .venv-bench-torch: gigabytes, once"
+	$(PYTHON) -m venv .venv-bench-torch
+	$(BENCH_TORCH) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BENCH_TORCH) -m pip install --quiet --disable-pip-version-check --group bench-torch --editable .
 	touch $@
 
 demo: .venv-demo/ready
@@ -61,5 +71,9 @@ bench: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py
 	$(TEST) benchmarks/tables.py
 
+bench-torch: .venv-bench-torch/ready
+	$(BENCH_TORCH) benchmarks/torch_models.py
+	$(BENCH_TORCH) benchmarks/tables.py
+
 clean:
-	rm -rf .venv .venv-demo docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-bench-torch docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,16 +13,17 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 HEAD = """# Benchmarks
 
-`make bench` measures again and writes this page. Train form and folded form run in turn (A B A B ...) in one
-process, compiled as in `predict`, batch 1; the ratio is the median over the pairs, with its quartiles: it says how
-many times as fast the folded model is. Machines differ; the ratios are of the one named, and what folds is the same
-everywhere.
+`make bench` measures again and writes this page. The forms of a network run in turn (A B A B ...) in one
+process, batch 1; a ratio is the median over the pairs, with its quartiles: it says how many times as fast the
+folded model is. Machines differ; the ratios are of the one named, and what folds is the same everywhere.
 """
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(keras_blocks(load(path)) for path in sorted(RESULTS.glob("keras_blocks*.json")))])
+    sections = [keras_blocks(load(path)) for path in sorted(RESULTS.glob("keras_blocks*.json"))]
+    sections += [torch_models(load(path)) for path in sorted(RESULTS.glob("torch_models*.json"))]
+    return "\n".join([HEAD, *sections])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def keras_blocks(result: dict[str, Any]) -> str:
     lines = [
         f"## Keras blocks ({result['backend']})",
         "",
-        f"Seven blocks, a pooling and a classifier on {size} images;",
+        f"Seven blocks, a pooling and a classifier on {size} images, compiled as in `predict`;",
         f"Keras {result['keras']} on {result['machine']}.",
         "",
         "| network | operators | multiply-adds | parameters | times as fast | quartiles |",
@@ -55,6 +56,40 @@ def keras_blocks(result: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def torch_models(result: dict[str, Any]) -> str:
+    """Published networks in PyTorch, against the folds written by hand for them."""
+    lines = [
+        "## Published PyTorch networks",
+        "",
+        "What torch runs for one image (kernels, without views), as the network is trained, after",
+        "`torch.fx.experimental.optimization.fuse`, after timm's `reparameterize_model`, which calls the fold that",
+        "each block brings along, and after `refold.fold`; in brackets the batch norms among them. The error is",
+        "the largest difference from the original in float64, relative to the largest output. Weights are random.",
+        f"timm {result['timm']}, torch {result['torch']}, eager, on {result['machine']}.",
+        "",
+        "| network | trained | fx fuse | timm | refold | error before | after | fold (s) | times as fast | quartiles |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        faster = row["faster_than_original"]
+        cells = [
+            row["network"],
+            *(_kernels(row[form]) for form in ("original", "fx", "timm", "refold")),
+            *(f"{row[form]['error']:.1e}" for form in ("original", "refold")),
+            f"{row['refold']['seconds']:.1f}",
+            f"{faster['median']:.2f}",
+            f"{faster['low']:.2f} to {faster['high']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _kernels(form: dict[str, Any] | None) -> str:
+    if form is None:
+        return "cannot trace"
+    return f"{form['kernels']} ({form['batch_norms']})" if form["batch_norms"] else str(form["kernels"])
 
 
 if __name__ == "__main__":

@@ -422,3 +422,47 @@ def tokens_are_no_channels() -> Any:
         return s.bn(y.flatten(0, 1)).reshape_as(y)
 
     return made(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 6), bn=nn.BatchNorm1d(6))
+
+
+@entry(1)
+def diverse_branch() -> Any:
+    """DiverseBranchBlock as published: the batch norm of two branches pads with what it makes of 0."""
+
+    def branch(k: int, last: Any) -> Any:
+        return nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), BorderBN(4), *last)
+
+    return made(
+        lambda s, x: s.origin(x) + s.point(x) + s.average(x) + s.squeezed(x),
+        origin=conv_bn(4, 6, 3),
+        point=conv_bn(4, 6, 1),
+        average=branch(1, [nn.AvgPool2d(3, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1)]),
+        squeezed=branch(1, [nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)]),
+    )
+
+
+@entry(2)
+def edge_oriented() -> Any:
+    """ECBSR: a pointwise convolution, a border of its bias, and a scaled Sobel mask per channel."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = F.conv2d(x, s.k0, s.b0)
+        y = F.pad(y, (1, 1, 1, 1), "constant", 0)
+        border = s.b0.view(1, -1, 1, 1)
+        y[:, :, 0:1, :] = border
+        y[:, :, -1:, :] = border
+        y[:, :, :, 0:1] = border
+        y[:, :, :, -1:] = border
+        edges = F.conv2d(y, s.scale * s.mask, s.bias, groups=4)
+        return F.prelu(s.conv(x) + edges + x, s.slope)
+
+    model = made(
+        forward,
+        k0=nn.Parameter(torch.empty(4, 4, 1, 1)),
+        b0=nn.Parameter(torch.empty(4)),
+        scale=nn.Parameter(torch.empty(4, 1, 1, 1)),
+        bias=nn.Parameter(torch.empty(4)),
+        conv=nn.Conv2d(4, 4, 3, padding=1),
+        slope=nn.Parameter(torch.empty(4)),
+    )
+    model.register_buffer("mask", torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).expand(4, 1, 3, 3).clone())
+    return model

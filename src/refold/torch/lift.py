@@ -13,10 +13,11 @@ import torch
 from refold.algebra.affine import Array, scale_shift
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Value
+from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Value
 from refold.graph.layout import settled
 from refold.recording.symbols import Constant, Symbol, symbols
-from refold.torch import linear
+from refold.torch import functions, linear
+from refold.torch.borders import bordered, with_exact_borders
 from refold.torch.examples import to_numpy
 from refold.torch.perform import in_double, perform, sources
 from refold.torch.record import Record
@@ -29,23 +30,26 @@ MOST_ELEMENTS = 2**24
 @final
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """A step in both recordings that moves elements; or, with ``op``, one that gives each channel a factor and a
-    shift on the way (LeViT flattens its tokens for a batch norm, and unflattens them)."""
+    """A step in both recordings that moves elements or writes at a border; or, with ``op``, the padding before
+    that, or a factor and a shift per channel on the way (LeViT flattens its tokens for a batch norm, and unflattens
+    them)."""
 
     one: Step
     two: Step
-    op: Affine | None = None
+    op: Affine | Pad | None = None
 
 
 @final
 @dataclass
 class _Lift:
-    """The graph while it grows; ``chains`` holds, for a value that was rearranged, how."""
+    """The graph while it grows; ``chains`` holds, for a value that was rearranged, how, and ``padded``, for one
+    that was padded and then written into at the border, these steps."""
 
     record: Record
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     chains: dict[str, list[_Link]] = field(default_factory=dict)
+    padded: dict[str, list[_Link]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -71,7 +75,7 @@ def lift_record(model: Any, record: Record) -> Graph:
         _lift_step(lift, one, two)
     inputs = tuple(symbol.name for symbol in symbols(trace.inputs))
     outputs = tuple(symbol.name for symbol in symbols(trace.outputs))
-    nodes = settled(_alive(lift.nodes, outputs))
+    nodes = with_exact_borders(settled(_alive(lift.nodes, outputs)), lift.values)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     floats = [tensor for tensor in stored(model) if tensor.is_floating_point()]
@@ -84,6 +88,8 @@ def _lift_step(lift: _Lift, one: Step, two: Step) -> None:
     if linear.is_rearrangement(one):
         _lift_rearrangement(lift, one, two)
         return
+    if one.function is functions.set_item and _lift_border(lift, one, two):
+        return
     op = _op_of(lift, one) if lift.read.isdisjoint(symbol.name for symbol in one.gives[1:]) else Opaque()
     inputs = [symbol.name for symbol in one.reads]
     if isinstance(op, Opaque):
@@ -92,8 +98,33 @@ def _lift_step(lift: _Lift, one: Step, two: Step) -> None:
         moved = lift.chains[inputs[0]]
         if not any(link.op for link in moved):
             lift.chains[one.gives[0].name] = [*moved, _Link(one, two, op)]
+    if isinstance(op, Pad) and op.value == 0.0:
+        lift.padded[one.gives[0].name] = [_Link(one, two, op)]
     outputs = tuple(symbol.name for symbol in (one.gives if isinstance(op, Opaque) else one.gives[:1]))
     lift.nodes.append(Node(outputs[0], op, tuple(inputs), outputs, _cost(lift, one, op), _weights(one)))
+
+
+def _lift_border(lift: _Lift, one: Step, two: Step) -> bool:
+    """Something constant written into what was padded: seen together with the padding, if it makes one."""
+    written = one.args[0]
+    if not isinstance(written, Symbol) or written.name not in lift.padded or len(one.reads) > 1:
+        return False
+    chain = [*lift.padded[written.name], _Link(one, two)]
+    output = one.gives[0].name
+    lift.padded[output] = chain
+    pad = chain[0].op
+    assert isinstance(pad, Pad)
+    steps = [link.one for link in chain], [link.two for link in chain]
+    op = bordered(steps, pad, lift.record.doubles)
+    if op is None:
+        return False
+    base = chain[0].one.reads[0].name
+    cost = Cost()
+    for link in chain:
+        cost += _cost(lift, link.one, link.op or Opaque())
+    weights = {name: size for link in chain for name, size in _weights(link.one).items()}
+    lift.nodes.append(Node(output, op, (base,), (output,), cost, weights))
+    return True
 
 
 def _op_of(lift: _Lift, step: Step) -> Op:
@@ -151,7 +182,7 @@ def _seen_from(chain: list[_Link], index: int) -> tuple[int, Op]:
 
 def _rearrangement(chain: list[_Link], index: int) -> Op | None:
     samples = []
-    affine = next((link.op for link in chain if link.op), None)
+    affine = next((link.op for link in chain if isinstance(link.op, Affine)), None)
     for steps in ([link.one for link in chain], [link.two for link in chain]):
         shape = steps[0].reads[0].shape
         if len(shape) < 2 or prod(shape) > MOST_ELEMENTS:
@@ -160,7 +191,7 @@ def _rearrangement(chain: list[_Link], index: int) -> Op | None:
         for number, step in enumerate(steps):
             source = moved[_place(steps[number - 1], step)] if number else moved[0]
             on_the_way = chain[number].op
-            if on_the_way is not None:
+            if isinstance(on_the_way, Affine):
                 moved = [source]
                 if not _has_channels_last(source.numpy(), shape[-1], on_the_way):
                     return None

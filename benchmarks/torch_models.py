@@ -1,0 +1,163 @@
+"""Folding published PyTorch networks: refold against timm's hand-written folds and torch's own conv-bn fusion.
+
+Run with ``make bench-torch``, which sets up an environment of its own (timm needs torchvision). Every network has
+random weights and random batch norm statistics. Counted is what runs: the kernels that torch dispatches for one
+image, without views. Timed are the forms in turn (A B A B ...), eagerly; a ratio is the median over the pairs.
+Peers: ``timm.utils.reparameterize_model``, which calls the fold that each of its blocks brings along, and
+``torch.fx.experimental.optimization.fuse``. Writes ``benchmarks/results/torch_models.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.utils import reparameterize_model
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import refold
+from refold.bench import time_pairs
+
+NETWORKS = (
+    "repvgg_a0",
+    "repvgg_b1g4",
+    "mobileone_s0",
+    "mobileone_s1",
+    "fastvit_t8",
+    "repvit_m0_9",
+    "repghostnet_100",
+    "levit_128s",
+    "tiny_vit_5m_224",
+    "efficientvit_b0",
+    "efficientformer_l1",
+    "mobilenetv3_small_100",
+    "resnet18",
+)
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what torch runs, by name, without views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        is_view = bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
+        if not is_view and "empty" not in func.__name__ and "detach" not in func.__name__:
+            self.counts[func.__name__.partition(".")[0]] += 1
+        return made
+
+
+def randomize(model: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, NORMS):
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.1, generator=generator)
+        for name, parameter in model.named_parameters():
+            if "gamma" in name or "layer_scale" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def measured(model: Any, x: Any, exact: Any) -> dict[str, Any]:
+    """What a form of a network runs, and how far its result is from the original's in float64."""
+    with torch.no_grad():
+        kernels = Kernels()
+        with kernels:
+            result = model(x)
+    norms = sum(count for name, count in kernels.counts.items() if "batch_norm" in name)
+    error = (result.double() - exact).abs().max() / exact.abs().max()
+    return {
+        "kernels": sum(kernels.counts.values()),
+        "batch_norms": norms,
+        "error": float(error),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    made = make()
+    return made, time.perf_counter() - start
+
+
+def ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
+    """How many times as fast ``two`` is as ``one``: the median over pairs, and the quartiles."""
+    with torch.no_grad():
+        first, second = time_pairs(lambda: one(x), lambda: two(x), repeats=repeats)
+    ratios = torch.tensor([a / b for a, b in zip(first, second, strict=True)])
+    low, median, high = (float(torch.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
+    return {"low": low, "median": median, "high": high}
+
+
+def fused(model: Any) -> Any:
+    try:
+        return fuse(copy.deepcopy(model))
+    except Exception:  # what fx cannot trace
+        return None
+
+
+def row(name: str, repeats: int) -> dict[str, Any]:
+    model = randomize(timm.create_model(name))
+    x = torch.randn(1, *model.default_cfg["input_size"], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+    _, copying = timed(lambda: copy.deepcopy(model))
+    ours, folding = timed(lambda: refold.fold(model, x))
+    theirs, by_hand = timed(lambda: reparameterize_model(copy.deepcopy(model)).eval())
+    by_fx = fused(model)
+    found = {
+        "network": name,
+        "original": measured(model, x, exact),
+        "refold": {**measured(ours, x, exact), "seconds": folding},
+        "timm": {**measured(theirs, x, exact), "seconds": by_hand},
+        "fx": None if by_fx is None else measured(by_fx, x, exact),
+        "copy_seconds": copying,
+        "faster_than_original": ratio(model, ours, x, repeats),
+        "faster_than_timm": ratio(theirs, ours, x, repeats),
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows = [row(name, repeats=20) for name in sys.argv[1:] or NETWORKS]
+    result = {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, one thread",
+        "rows": rows,
+    }
+    path = Path(__file__).parent / "results" / "torch_models.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
