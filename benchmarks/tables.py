@@ -69,7 +69,7 @@ def torch_models(result: dict[str, Any]) -> str:
         "the largest difference from the original in float64, relative to the largest output. Weights are random.",
         f"timm {result['timm']}, torch {result['torch']}, eager, on {result['machine']}.",
         "",
-        "| network | trained | fx fuse | timm | refold | error before | after | fold (s) | times as fast | quartiles |",
+        "| network | trained | fx fuse | timm | refold | error before | after | fold (s) | ratio | quartiles |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
