@@ -32,7 +32,7 @@ def operators(plain: Any) -> int:
     nothing was folded, its own."""
     if not isinstance(plain, torch.fx.GraphModule):
         plain = torch.fx.symbolic_trace(plain)
-    taking = ("getitem", "size")
+    taking = ("getitem", "size", "floordiv")
     return sum(
         node.op.startswith("call_") and getattr(node.target, "__name__", node.target) not in taking
         for node in plain.graph.nodes

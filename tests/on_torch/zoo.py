@@ -466,3 +466,28 @@ def edge_oriented() -> Any:
     )
     model.register_buffer("mask", torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).expand(4, 1, 3, 3).clone())
     return model
+
+
+@entry(8, shape=(2, 4, 8, 8))
+def windows() -> Any:
+    """Windows as MaxViT cuts them: what is put in order in memory is viewed afterwards."""
+
+    def forward(s: Any, x: Any) -> Any:
+        b, c, h, w = x.shape
+        y = s.conv(x).permute(0, 2, 3, 1).contiguous().view(b, 2, h // 2, 2, w // 2, c)
+        y = y.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, h // 2, w // 2, c)
+        return F.softmax(y, 1)
+
+    return made(forward, conv=conv_bn(4, 4))
+
+
+@entry(8, shape=(2, 7, 4))
+def pieces_of_parameters_stay_parameters() -> Any:
+    """A matrix product with a transposed parameter, and a slice of one added."""
+
+    def forward(s: Any, x: Any) -> Any:
+        return F.softmax(F.relu(x) @ s.matrix.transpose(0, 1), -1) ** 2 + s.table[:7]
+
+    parts = {"matrix": nn.Parameter(torch.empty(5, 4)), "table": nn.Parameter(torch.empty(9, 5))}
+    parts["fold"] = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    return made(lambda s, x: forward(s, s.fold(x)), **parts)

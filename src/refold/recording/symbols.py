@@ -11,11 +11,13 @@ from typing import Any, final
 @dataclass(eq=False)
 class Symbol:
     """A tensor that depends on the inputs. ``shape`` is that of the recording, ``dtype`` such as
-    ``"float32"``."""
+    ``"float32"``; ``dense`` says that its elements lie in memory in the order of its axes, as far as that is
+    looked at."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    dense: bool = True
 
 
 @final

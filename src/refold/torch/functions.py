@@ -55,9 +55,16 @@ def short_name(function: Function) -> str:
     return str(getattr(function, "__name__", type(function).__name__)).partition(".")[0].strip("_")
 
 
+def method_name(function: Function) -> str | None:
+    """The name under which a function is a method of tensors; None if it is none."""
+    name = getattr(function, "__name__", "")
+    names = (name, f"__{name}__", f"__r{name}__")  # an operator may be called as what it wraps
+    return next((found for found in names if getattr(torch.Tensor, found, None) is function), None)
+
+
 def is_method(function: Function) -> bool:
     """Whether a function is a method of tensors."""
-    return getattr(torch.Tensor, getattr(function, "__name__", ""), None) is function
+    return method_name(function) is not None
 
 
 def is_getter(function: Function) -> bool:

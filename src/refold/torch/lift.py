@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any, final
@@ -75,13 +75,25 @@ def lift_record(model: Any, record: Record) -> Graph:
         _lift_step(lift, one, two)
     inputs = tuple(symbol.name for symbol in symbols(trace.inputs))
     outputs = tuple(symbol.name for symbol in symbols(trace.outputs))
-    nodes = with_exact_borders(settled(_alive(lift.nodes, outputs)), lift.values)
+    nodes = with_exact_borders(settled(_alive(_laid_out(lift, outputs), outputs)), lift.values)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     floats = [tensor for tensor in stored(model) if tensor.is_floating_point()]
     parameters = sum(tensor.numel() for tensor in floats)
     largest = min((torch.finfo(t.dtype).max for t in floats), default=float(np.finfo(np.float32).max))
     return Graph(values, nodes, inputs, outputs, parameters, float(largest), Dialect(conv_axis=1))
+
+
+def _laid_out(lift: _Lift, outputs: tuple[str, ...]) -> list[Node]:
+    """The nodes, in which putting a tensor in order in memory is opaque where someone may need that order."""
+    opaque = {name for node in lift.nodes if isinstance(node.op, Opaque) for name in node.inputs} | set(outputs)
+    known = lift.record.symbols
+
+    def orders(node: Node) -> bool:
+        moves = isinstance(node.op, Gain) and node.op == Gain() and node.output in opaque
+        return moves and known[node.output].dense and not known[node.inputs[0]].dense
+
+    return [replace(node, op=Opaque()) if orders(node) else node for node in lift.nodes]
 
 
 def _lift_step(lift: _Lift, one: Step, two: Step) -> None:
@@ -266,13 +278,18 @@ def parameters_of(step: Step) -> list[Any]:
 
 def _weights(step: Step) -> dict[str, int]:
     """The sizes of the tensors that a step reads, by names that are equal where they are shared."""
-    return {f"tensor {id(tensor)}": tensor.numel() for tensor in parameters_of(step)}
+    tensors = stored(step.module) if step.module is not None else []
+    for constant in step.constants:  # of what is a piece of a parameter, the whole parameter is stored
+        tensors += [constant.tensor] if is_computed(constant) else sources(constant)
+    return {f"tensor {id(tensor)}": tensor.numel() for tensor in tensors if tensor.is_floating_point()}
 
 
 def is_computed(constant: Constant) -> bool:
-    """Whether a constant is a function of trained parameters, and not one of them."""
+    """Whether a constant is a function of trained parameters, and not one of them or a piece of one."""
     if constant.origin is None or not constant.tensor.is_floating_point():
         return False
+    if linear.only_moves(constant.origin):
+        return any(map(is_computed, constant.origin.constants))
     return any(isinstance(tensor, torch.nn.Parameter) for tensor in sources(constant))
 
 

@@ -59,8 +59,12 @@ def is_rearrangement(step: Step) -> bool:
     shape."""
     if step.what in ("reshape_as", "view_as"):
         return len(step.reads) == 2 and not step.reason
-    moves = step.what in REARRANGING or (step.function is getattr and step.args[1] in ("T", "mT"))
-    return moves and len(step.reads) == 1 and not step.reason
+    return only_moves(step) and len(step.reads) == 1 and not step.reason
+
+
+def only_moves(step: Step) -> bool:
+    """Whether what a step gives is elements of what it reads, moved about."""
+    return step.what in REARRANGING or (step.function is getattr and step.args[1] in ("T", "mT"))
 
 
 def _is_torch(function: Any) -> bool:

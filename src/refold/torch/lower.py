@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import fx
 
-from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.graph.forms import FormBuilder, form_builder
-from refold.graph.graph import Affine, AffineForm, Graph, Node
+from refold.graph.graph import Affine, AffineForm, Graph
 from refold.graph.plan import Plan
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch import express, functions
 from refold.torch.examples import to_numpy
 from refold.torch.lift import is_computed, parameters_of
+from refold.torch.linear import only_moves
 from refold.torch.perform import in_double, sources
 from refold.torch.record import Record
 from refold.torch.trace import Scope, Step
@@ -78,6 +78,7 @@ class _Lowering:
     whole: dict[int, Scope] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
     sizes: dict[Any, Any] = field(default_factory=dict)
+    cut: dict[int, Any] = field(default_factory=dict)
     writers: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -207,9 +208,9 @@ class _Lowering:
                 self.express(symbol, region.form, region.biased, region.nodes)
         if all(symbol.name in self.made or symbol.name not in self.needed for symbol in step.gives):
             return
-        node = self.graph.producer.get(step.gives[0].name)
-        if node is not None and isinstance(node.op, Affine) and any(map(is_computed, step.constants)):
-            self.express_node(step, node)
+        form = self.form_of_computed(step)
+        if form is not None:
+            self.express(step.gives[0], form, self.is_biased(step), (self.graph.producer[step.gives[0].name].name,))
         elif step.module is not None:
             self.call_module(step.name, step.module, step.args, step.kwargs, step.outputs)
         else:
@@ -231,11 +232,15 @@ class _Lowering:
         if function is functions.set_item:
             made = self.fx.call_method("clone", (args[0],))
             self.fx.call_function(operator.setitem, (made, args[1], args[2]))
-        elif function is not None and functions.is_method(function):
-            made = self.fx.call_method(function.__name__, args, kwargs)
         else:
-            made = self.fx.call_function(function, args, kwargs)
+            made = self.called(function, args, kwargs)
         self.keep(step.outputs, made)
+
+    def called(self, function: Any, args: Any, kwargs: Any) -> Any:
+        method = functions.method_name(function)
+        if method is not None:
+            return self.fx.call_method(method, args, kwargs)
+        return self.fx.call_function(function, args, kwargs)
 
     def keep(self, nest: Any, node: Any) -> None:
         """Remember where the symbols of a nest are found, given the node that gives the nest."""
@@ -255,10 +260,26 @@ class _Lowering:
             if isinstance(entry, Constant):
                 scope = step.scope.path if step is not None and step.scope else ""
                 name = names.get(id(entry)) or "constant"
-                return self.fx.get_attr(self.tensor_at(entry, f"{scope}.{name}" if scope else name))
+                return self.constant(entry, f"{scope}.{name}" if scope else name)
             return self.size(formula_of(entry)) if isinstance(entry, Size) else entry
 
         return mapped(leaf, nest)
+
+    def constant(self, entry: Constant, wanted: str) -> Any:
+        """A constant: a parameter or buffer, a piece of one as it is cut out, or numbers that were computed."""
+        if entry.origin is None or is_computed(entry) or not only_moves(entry.origin):
+            return self.fx.get_attr(self.tensor_at(entry, wanted))
+        if id(entry) not in self.cut:
+            origin = entry.origin
+            args, kwargs = mapped(
+                lambda leaf: self.constant(leaf, wanted) if isinstance(leaf, Constant) else leaf,
+                (origin.args, origin.kwargs),
+            )
+            made = self.called(origin.function, args, kwargs)
+            if isinstance(origin.outputs, list | tuple):
+                made = self.fx.call_function(operator.getitem, (made, entry.place))
+            self.cut[id(entry)] = made
+        return self.cut[id(entry)]
 
     def size(self, formula: Any) -> Any:
         """A size in terms of what the new module has."""
@@ -341,13 +362,18 @@ class _Lowering:
 
     # ---- what is expressed anew ------------------------------------------------------------------
 
-    def express_node(self, step: Step, node: Node) -> None:
-        forms = [self.forms.leaf(name) for name in node.inputs]
-        form = self.forms.combine(node, [leaf for leaf in forms if isinstance(leaf, AffineForm)])
-        if isinstance(form, Refusal):
-            raise InputError(f"the module '{step.name}' cannot be rebuilt: {form.reason}")
-        assert isinstance(node.op, Affine)
-        self.express(step.gives[0], form, node.op.biased, (node.name,))
+    def is_biased(self, step: Step) -> bool:
+        op = self.graph.producer[step.gives[0].name].op
+        return isinstance(op, Affine) and op.biased
+
+    def form_of_computed(self, step: Step) -> AffineForm | None:
+        """What a step is, if its weights are computed and it can be written as a module with plain ones."""
+        node = self.graph.producer.get(step.gives[0].name)
+        if node is None or not isinstance(node.op, Affine) or not any(map(is_computed, step.constants)):
+            return None
+        leaves = [self.forms.leaf(name) for name in node.inputs]
+        form = self.forms.combine(node, [leaf for leaf in leaves if isinstance(leaf, AffineForm)])
+        return form if isinstance(form, AffineForm) else None
 
     def express(self, symbol: Symbol, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
         """Write ``sum_i conv_i(leaf_i) + bias`` as plain modules."""
@@ -389,6 +415,8 @@ class _Lowering:
             total = self.fx.call_function(operator.add, (total, result))
         if not convolved and np.any(form.bias):
             total = self.scaled(total, np.ones_like(form.bias), form.bias, axis, rank, wanted, like, trainable)
+        if symbol.dense and total.op == "call_function" and total.target is torch.movedim:
+            total = self.fx.call_method("contiguous", (total,))
         self.made[symbol.name] = total
 
     def scaled(

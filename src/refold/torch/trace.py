@@ -149,7 +149,7 @@ class _Recorder(TorchFunctionMode):
             self.trace.tensors = [tensor.clone() for tensor in leaves(args)]  # a forward may write into its inputs
         for tensor, name in zip(leaves(args), leaves(names), strict=True):
             self.keep(tensor)
-            self.symbols[id(tensor)] = Symbol(str(name), tuple(tensor.shape), dtype_name(tensor))
+            self.symbols[id(tensor)] = _symbol(tensor, str(name))
         self.trace.inputs = self.encoded(args)
         written = {id(tensor): tensor._version for tensor in leaves(args)}
         with _untouched(self.model), _calls_of_modules(self.module_call), torch.no_grad(), self:
@@ -203,6 +203,8 @@ class _Recorder(TorchFunctionMode):
             shape = self.shape_of(args[0])
             place = args[1] if len(args) > 1 else kwargs.get("dim")
             return shape if place is None else shape[place]
+        if func is Tensor.view and not any(isinstance(size, torch.dtype) for size in args[1:]):
+            func = Tensor.reshape  # the same, and does not ask how what it reads lies in memory
         return self.call(func, args, kwargs)
 
     def attribute(self, getter: Any, tensor: Any) -> Any:
@@ -254,7 +256,7 @@ class _Recorder(TorchFunctionMode):
             self.keep(tensor)
         if any(isinstance(leaf, Symbol | Size) for leaf in leaves((args, kwargs))):
             for tensor in made:
-                self.symbols[id(tensor)] = Symbol("", tuple(tensor.shape), dtype_name(tensor))
+                self.symbols[id(tensor)] = _symbol(tensor)
             self.trace.steps.append(step)
         elif any(isinstance(leaf, Constant) for leaf in leaves((args, kwargs))):
             for place, tensor in enumerate(made):
@@ -354,7 +356,7 @@ class _Recorder(TorchFunctionMode):
         for tensor in made:
             if id(tensor) not in self.symbols:
                 self.keep(tensor)
-                self.symbols[id(tensor)] = Symbol("", tuple(tensor.shape), dtype_name(tensor))
+                self.symbols[id(tensor)] = _symbol(tensor)
         step = Step(
             None, scope.args, scope.kwargs, self.scope, self.encoded(result), scope.module, reason, scope.path
         )
@@ -410,6 +412,15 @@ class _Recorder(TorchFunctionMode):
             step.name = wanted if seen == 1 else f"{wanted}#{seen}"
             for index, symbol in enumerate(step.gives):
                 symbol.name = symbol.name or (step.name if index == 0 else f"{step.name}:{index}")
+
+
+def _symbol(tensor: Any, name: str = "") -> Symbol:
+    return Symbol(
+        name,
+        tuple(tensor.shape),
+        dtype_name(tensor),
+        bool(tensor.layout != torch.strided or tensor.is_contiguous()),
+    )
 
 
 def _address(tensor: Any) -> int:
