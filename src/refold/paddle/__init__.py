@@ -10,3 +10,4 @@ from refold.paddle.blocks import ExpressionBlock as ExpressionBlock
 from refold.paddle.blocks import MobileOneBlock as MobileOneBlock
 from refold.paddle.blocks import RepVGGBlock as RepVGGBlock
 from refold.paddle.ppdet import RepVggBlock as RepVggBlock
+from refold.paddle.normalization import weight_normalization as weight_normalization

@@ -23,7 +23,7 @@ from refold.paddle import linear
 from refold.paddle.perform import perform
 from refold.paddle.sizes import Size, formula_of, sizes_in
 from refold.paddle.symbols import Constant, Symbol, leaves, mapped, symbols
-from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, first_line, record, stored
+from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, computed_weights, first_line, record, stored
 
 # Numbers of elements beyond which a rearrangement is not tried out.
 MOST_ELEMENTS = 2**24
@@ -371,12 +371,7 @@ def _weights(step: Step) -> dict[str, int]:
 
 def is_computed(step: Step) -> bool:
     """Whether a layer ran with weights that are not its stored ones: a hook computed them."""
-    return step.layer is not None and not step.reason and computes_weights(step.layer)
-
-
-def computes_weights(layer: Any) -> bool:
-    """Whether a hook of a layer leaves a tensor in the place of a parameter."""
-    return any(isinstance(value, paddle.Tensor) for value in vars(layer).values())
+    return step.layer is not None and not step.reason and bool(computed_weights(step.layer))
 
 
 def _evaluating(model: Any, trace: Trace) -> frozenset[int]:

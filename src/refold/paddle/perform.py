@@ -13,7 +13,7 @@ import paddle
 from refold.paddle import patches
 from refold.paddle.sizes import Size
 from refold.paddle.symbols import Constant, Symbol, leaves, mapped
-from refold.paddle.trace import Step, dtype_name
+from refold.paddle.trace import Step, computed_weights, dtype_name
 
 Tensor = paddle.Tensor
 
@@ -55,21 +55,18 @@ def twin(layer: Any, weights: dict[str, Any], memo: dict[int, Any] | None = None
     """A copy of a layer without hooks in which weights that a hook had computed, taken from ``weights``, are
     plain parameters, in the place of those from which they were computed."""
     memo = {} if memo is None else memo
-    computed = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    computed = computed_weights(layer)
     apart: dict[int, Any] = {id(getattr(layer, name)): OrderedDict() for name in _HOOKS if hasattr(layer, name)}
-    # Copying a tensor that was computed fails; what stands in its place here is replaced below.
-    apart.update({id(value): value.detach() for value in computed.values()})
+    apart.update({id(getattr(layer, name)): weights[name].detach() for name in computed})
     made = copy.deepcopy(layer, {**memo, **apart})
-    for name in _HOOKS:
-        if hasattr(made, name):
-            getattr(made, name).clear()
-    for name in computed:
-        vars(made).pop(name, None)
-        prefix = f"{name}_"
-        for own in [own for own in (*made._parameters, *made._buffers) if own.startswith(prefix)]:
+    for name, sources in computed.items():
+        for own in sources:
             made._parameters.pop(own, None)
             made._buffers.pop(own, None)
-        made.add_parameter(name, parameter(weights[name].numpy(), dtype_name(weights[name])))
+        made._buffers.pop(name, None)
+        vars(made).pop(name, None)
+        frozen = all(getattr(layer, own).stop_gradient for own in sources)
+        made.add_parameter(name, parameter(weights[name].numpy(), dtype_name(weights[name]), not frozen))
     return made
 
 

@@ -375,11 +375,22 @@ def is_leaf(layer: Any) -> bool:
     return type(layer).__module__.startswith("paddle.nn.") and not layer._sub_layers
 
 
+def computed_weights(layer: Any) -> dict[str, tuple[str, ...]]:
+    """The weights that a hook computes from parameters (``weight`` from ``weight_v`` and ``weight_g``), and the
+    names of those."""
+    tensors = [*layer._buffers, *(name for name, value in vars(layer).items() if isinstance(value, Tensor))]
+    stored = [*layer._parameters, *layer._buffers]
+    made = {name: tuple(own for own in stored if own.startswith(f"{name}_")) for name in tensors}
+    hooked = bool(layer._forward_pre_hooks)
+    return {name: sources for name, sources in made.items() if hooked and sources}
+
+
 def current_weights(layer: Any) -> dict[str, Any]:
-    """The tensors that a layer holds, by their names: parameters, buffers, and what a hook put there."""
+    """The tensors that a layer computes with, by their names; not those of which a hook made others."""
+    hidden = {name for sources in computed_weights(layer).values() for name in sources}
     found = {**layer._parameters, **layer._buffers}
     found.update({name: value for name, value in vars(layer).items() if isinstance(value, Tensor)})
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: found[name] for name in sorted(found) if found[name] is not None and name not in hidden}
 
 
 def dtype_name(tensor: Any) -> str:
