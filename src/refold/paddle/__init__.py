@@ -9,5 +9,5 @@ from refold.paddle.blocks import DiverseBranchBlock as DiverseBranchBlock
 from refold.paddle.blocks import ExpressionBlock as ExpressionBlock
 from refold.paddle.blocks import MobileOneBlock as MobileOneBlock
 from refold.paddle.blocks import RepVGGBlock as RepVGGBlock
-from refold.paddle.ppdet import RepVggBlock as RepVggBlock
 from refold.paddle.normalization import weight_normalization as weight_normalization
+from refold.paddle.ppdet import RepVggBlock as RepVggBlock

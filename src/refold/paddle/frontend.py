@@ -181,7 +181,12 @@ def _settings(layer: Any) -> list[tuple[str, str]]:
     found = []
     for name, value in sorted(vars(layer).items()):
         simple = all(isinstance(leaf, int | float | str | type(None)) for leaf in leaves(value))
-        if simple and not isinstance(value, dict) and name not in _IMMATERIAL and not name.endswith(("_attr", "_hooks", "name")):
+        if (
+            simple
+            and not isinstance(value, dict)
+            and name not in _IMMATERIAL
+            and not name.endswith(("_attr", "_hooks", "name"))
+        ):
             found.append((name, repr(value)))
     return found
 

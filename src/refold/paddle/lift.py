@@ -23,7 +23,17 @@ from refold.paddle import linear
 from refold.paddle.perform import perform
 from refold.paddle.sizes import Size, formula_of, sizes_in
 from refold.paddle.symbols import Constant, Symbol, leaves, mapped, symbols
-from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, computed_weights, first_line, record, stored
+from refold.paddle.trace import (
+    RetryError,
+    Scope,
+    Step,
+    Trace,
+    UntraceableError,
+    computed_weights,
+    first_line,
+    record,
+    stored,
+)
 
 # Numbers of elements beyond which a rearrangement is not tried out.
 MOST_ELEMENTS = 2**24
@@ -120,7 +130,7 @@ def _same_leaf(one: Any, two: Any) -> bool:
     if isinstance(one, Constant) and isinstance(two, Constant):
         return one.tensor is two.tensor or _same_tensor(one.tensor, two.tensor)
     if isinstance(one, Size) or isinstance(two, Size):
-        return _names_in(one) == _names_in(two)
+        return bool(_names_in(one) == _names_in(two))
     if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
         return bool(np.array_equal(one, two))
     return bool(type(one) is type(two) and (one is two or one == two or one != one))

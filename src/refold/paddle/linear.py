@@ -126,7 +126,7 @@ def _with_one_axis_less(inside: Sequence[Primitive], shapes: Shapes) -> Op:
 
 
 def _added_axes(primitive: Primitive, rank: int) -> tuple[int, ...] | None:
-    axes = primitive.args[1] if len(primitive.args) > 1 else primitive.kwargs.get("axis")
+    _, axes = _arguments(primitive, "x", "axis")
     if isinstance(axes, int):
         axes = [axes]
     if not isinstance(axes, list | tuple) or not all(isinstance(axis, int) for axis in axes):
@@ -206,14 +206,19 @@ def _dense(tensor: Any, weight: Any, bias: Any, rank: int) -> Op:
     return Affine(affine.dense(matrix.T, offset, rank - 2), rank - 1, bias is not None)
 
 
+def _arguments(primitive: Primitive, *names: str) -> list[Any]:
+    """The arguments of an operator in the order of ``names``, however they were given."""
+    given = dict(zip(names, primitive.args, strict=False)) | primitive.kwargs
+    return [given.get(name) for name in names]
+
+
 def _linear(primitive: Primitive, shapes: Shapes) -> Op:
     tensor, weight, bias = primitive.args[:3]
     return _dense(tensor, weight, bias, len(primitive.outputs[0].shape))
 
 
 def _matmul(primitive: Primitive, shapes: Shapes) -> Op:
-    tensor, weight, *flags = (*primitive.args, *primitive.kwargs.values())
-    turned_tensor, turned_weight = ([flag for flag in flags if isinstance(flag, bool)] + [False, False])[:2]
+    tensor, weight, turned_tensor, turned_weight = _arguments(primitive, "x", "y", "transpose_x", "transpose_y")
     if turned_tensor:
         return Opaque()
     if turned_weight and isinstance(weight, Constant):
@@ -416,7 +421,8 @@ def _pad(primitive: Primitive, shapes: Shapes) -> Op:
 
 
 def _concat(primitive: Primitive, shapes: Shapes) -> Op:
-    parts, axis = (*primitive.args[:2], primitive.kwargs.get("axis"))[:2]
+    parts, axis = _arguments(primitive, "x", "axis")
+    axis = 0 if axis is None else axis
     if not isinstance(axis, int) or not all(isinstance(part, Symbol) for part in parts):
         return Opaque("it joins constants to a tensor")
     rank = len(primitive.outputs[0].shape)

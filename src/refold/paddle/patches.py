@@ -53,6 +53,9 @@ ARITHMETIC = {
     "astype": "astype",
 }
 
+# What gives another object for the same tensor.
+ALIASING = ("_use_gpudnn",)
+
 # What would tell Python code the numbers in a tensor.
 LOOKING = ("numpy", "item", "tolist", "__bool__", "__nonzero__", "__float__", "__int__", "__index__", "__array__")
 

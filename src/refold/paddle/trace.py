@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 
 from refold.paddle import patches
-from refold.paddle.patches import ARITHMETIC, LOOKING, WRITING
+from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, WRITING
 from refold.paddle.sizes import Size
 from refold.paddle.symbols import Constant, Symbol, leaves, mapped, symbols
 
@@ -123,7 +123,8 @@ class UntraceableError(Exception):
     """The model as a whole could not be recorded."""
 
 
-class _CannotFollowError(Exception):
+# Not an Exception: a forward that catches those must not go on as if nothing had been.
+class _CannotFollowError(BaseException):
     """Something happened to a tensor that cannot be written down."""
 
 
@@ -192,6 +193,8 @@ class _Recorder:
         for name, operator in ARITHMETIC.items():
             if name in vars(Tensor):
                 on_tensor[name] = self.on_function(f"paddle.Tensor.{name}", vars(Tensor)[name], operator)
+        for name in ALIASING:
+            on_tensor[name] = self.on_alias(vars(Tensor)[name])
         for name in LOOKING:
             if name in vars(Tensor):
                 on_tensor[name] = self.on_misuse(vars(Tensor)[name], "looks at the values of a tensor")
@@ -215,6 +218,16 @@ class _Recorder:
         if symbol is None:
             return shape
         return type(shape)([Size(size, ("size", symbol, axis)) for axis, size in enumerate(shape)])
+
+    def on_alias(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def aliased(tensor: Any, *args: Any) -> Any:
+            result = original(tensor, *args)
+            if self.listening and id(tensor) in self.symbols:
+                self.symbols[id(result)] = self.symbols[id(tensor)]
+                self.alive.append(result)
+            return result
+
+        return aliased
 
     def on_misuse(self, original: Callable[..., Any], what: str) -> Callable[..., Any]:
         def misused(tensor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -250,8 +263,12 @@ class _Recorder:
 
     def primitive(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self.step is not None
-        encoded_args, encoded_kwargs = self.encoded((args, kwargs))
-        result = function(*args, **kwargs)
+        encoded_args, encoded_kwargs = self.encoded(args), self.encoded(kwargs)
+        self.listening = False  # some operators of the Tensor class are made of others
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.listening = True
         outputs = [self.symbol(leaf, name) for leaf in leaves(result) if isinstance(leaf, Tensor)]
         self.step.inside.append(Primitive(name, encoded_args, encoded_kwargs, outputs))
         return result
@@ -362,7 +379,7 @@ class _Recorder:
         return path if seen == 1 else f"{path}#{seen}"
 
 
-class RetryError(Exception):
+class RetryError(BaseException):
     """A layer turned out not to be traceable: record again, with it whole."""
 
     def __init__(self, whole: dict[int, str]) -> None:
