@@ -46,6 +46,11 @@ def activation(act: Any) -> Any:
     return apply
 
 
+def as_stored(epsilon: float) -> float:
+    """The epsilon that Paddle's kernels compute with: they have it in 32 bits, whatever the precision."""
+    return float(np.float32(epsilon))
+
+
 class BranchScale(nn.Layer):  # type: ignore[misc]
     """``y = factor * x`` with one trainable factor, or one ``per_channel``, that starts at ``initial``.
 
@@ -215,7 +220,7 @@ class Block(nn.Layer):  # type: ignore[misc]
                 )
             case BatchNorm():
                 norm = NORMS[self.axes]
-                return norm(channels, leaf.momentum, leaf.epsilon, data_format=layout(self.axes, 1), name=None)
+                return norm(channels, leaf.momentum, leaf.epsilon, data_format=layout(self.axes, 1))
             case Scale(trainable=False):
                 return FixedScale(leaf.initial)
             case Scale():
@@ -280,7 +285,7 @@ class KernelBlock(Block):
         deploy: bool = False,
         **options: Any,
     ) -> None:
-        norm = BatchNorm(epsilon, momentum)
+        norm = BatchNorm(as_stored(epsilon), momentum)
         sizes = (kernel_size, stride, dilation, groups)
         expression = type(self).make(in_channels, out_channels, *sizes, norm=norm, axes=axes, **options)
         super().__init__(expression, in_channels, act, axes=axes, deploy=deploy)

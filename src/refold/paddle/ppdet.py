@@ -12,7 +12,7 @@ from paddle import nn
 from refold import blocks
 from refold.algebra import AffineConv, Refusal
 from refold.blocks import BatchNorm, Expression
-from refold.paddle.blocks import EPSILON, MOMENTUM, activation
+from refold.paddle.blocks import EPSILON, MOMENTUM, activation, as_stored
 from refold.paddle.linear import numbers
 from refold.paddle.perform import rounded
 from refold.paddle.trace import dtype_name
@@ -125,7 +125,7 @@ class RepVggBlock(nn.Layer):  # type: ignore[misc]
             self.alpha = None
 
     def _expression(self) -> Expression:
-        norm = BatchNorm(self.conv1.bn._epsilon, self.conv1.bn._momentum)
+        norm = BatchNorm(as_stored(self.conv1.bn._epsilon), self.conv1.bn._momentum)
         return blocks.repvgg(self.ch_in, self.ch_out, alpha=self.alpha is not None, identity=False, norm=norm)
 
     def _folded(self) -> AffineConv:
