@@ -6,7 +6,6 @@ Paddle's own functions. Nothing of the engine's arithmetic is in it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import paddle
 
 from refold.errors import InputError
 from refold.frontend import AnyArray
-from refold.paddle.lift import Record, is_computed
+from refold.paddle.lift import Record, computed
 from refold.paddle.perform import perform, twin
 from refold.paddle.sizes import Size, formula_of, value_of
 from refold.paddle.symbols import Symbol, leaves
@@ -108,7 +107,7 @@ def _in_double(cache: dict[int, Any], step: Step) -> Any:
         return None
     if id(step) not in cache:
         try:
-            made = twin(layer, step.weights) if is_computed(step) else copy.deepcopy(layer)
+            made = twin(layer, computed(step))
             made.to(dtype="float64")
         except Exception as error:  # whatever a user's attributes may raise
             raise InputError(f"'{step.name}' cannot be copied to float64: {first_line(error)}") from error

@@ -196,6 +196,10 @@ class _Lift:
     nodes: list[Node] = field(default_factory=list)
     chains: dict[str, list[tuple[Step, Step]]] = field(default_factory=dict)
     inner: dict[Symbol, tuple[int | None, ...]] = field(default_factory=dict)
+    read: set[Symbol] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.read.update(symbols(self.trace.outputs), *(step.reads for step in self.trace.steps))
 
     def add_value(self, one: Symbol, two: Symbol) -> None:
         shape = _common_shape(one, two)
@@ -250,11 +254,11 @@ def _lift_step(lift: _Lift, record: Record, one: Step, two: Step) -> None:
     if linear.is_rearrangement(one) and len(one.reads) == 1:
         _lift_rearrangement(lift, record, one, two)
         return
-    op = _op_of(lift, one)
+    op = _op_of(lift, one) if lift.read.isdisjoint(one.gives[1:]) else Opaque()
     inputs = [symbol.name for symbol in one.reads]
     if isinstance(op, Opaque):
         inputs += [symbol.name for symbol in record.open_sizes(one) if symbol.name not in inputs]
-    outputs = tuple(symbol.name for symbol in one.gives)
+    outputs = tuple(symbol.name for symbol in (one.gives if isinstance(op, Opaque) else one.gives[:1]))
     cost = _cost(lift, one, op)
     lift.nodes.append(Node(outputs[0], op, tuple(inputs), outputs, cost, _weights(one)))
 
@@ -263,7 +267,7 @@ def _op_of(lift: _Lift, step: Step) -> Op:
     if step.reason:
         return Opaque(step.reason)
     tensors = [*step.reads, *step.gives[:1]]
-    if not step.reads or len(step.gives) != 1 or any(len(symbol.shape) < 2 for symbol in tensors):
+    if not step.reads or any(len(symbol.shape) < 2 for symbol in tensors):
         return Opaque()
     types = [symbol.dtype for symbol in tensors]
     if any("float" not in dtype for dtype in types):
@@ -379,9 +383,11 @@ def _weights(step: Step) -> dict[str, int]:
 # ---- weights that are functions of other parameters ------------------------------------------------
 
 
-def is_computed(step: Step) -> bool:
-    """Whether a layer ran with weights that are not its stored ones: a hook computed them."""
-    return step.layer is not None and not step.reason and bool(computed_weights(step.layer))
+def computed(step: Step) -> dict[str, Any]:
+    """The weights of a layer that are not its stored ones: a hook computed them."""
+    if step.layer is None or step.reason:
+        return {}
+    return {name: step.weights[name] for name in computed_weights(step.layer)}
 
 
 def _evaluating(model: Any, trace: Trace) -> frozenset[int]:
@@ -390,7 +396,7 @@ def _evaluating(model: Any, trace: Trace) -> frozenset[int]:
     known = {id(tensor) for tensor in stored(model)}
     found: set[int] = set()
     for step in trace.steps:
-        if is_computed(step):
+        if computed(step):
             found.add(id(step))
             found.update(id(scope) for scope in (step.scope.chain if step.scope else []))
     for scope in trace.scopes:

@@ -21,7 +21,7 @@ from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Affine, AffineForm, Graph, Node
 from refold.graph.plan import Plan
 from refold.paddle import express, source
-from refold.paddle.lift import Record, is_computed, parameters_of
+from refold.paddle.lift import Record, computed, parameters_of
 from refold.paddle.perform import parameter, twin
 from refold.paddle.sizes import OPERATIONS, Size, formula_of
 from refold.paddle.source import Code
@@ -60,7 +60,7 @@ class _Lowering:
     variables: dict[str, str] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     memo: dict[int, Any] = field(default_factory=dict)
-    twins: dict[int, list[tuple[dict[str, Any], str]]] = field(default_factory=dict)
+    twins: dict[int, list[tuple[dict[str, Any] | None, str]]] = field(default_factory=dict)
     whole: dict[Scope, Scope] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
 
@@ -147,7 +147,7 @@ class _Lowering:
         """Write what takes the place of one recorded step."""
         scope = self.whole_scope(step)
         if scope is not None:
-            path = self.layer_at(scope.path, scope.layer, {})
+            path = self.layer_at(scope.path, scope.layer, None)
             self.call(f"{source.reference(path)}", scope.args, scope.kwargs, scope.outputs, path)
             return
         value = step.gives[0].name
@@ -158,7 +158,7 @@ class _Lowering:
         elif node is not None and isinstance(node.op, Affine) and self.is_evaluated(step):
             self.express_node(step, node)
         elif step.layer is not None:
-            path = self.layer_at(step.path or step.name, step.layer, step.weights if is_computed(step) else {})
+            path = self.layer_at(step.path or step.name, step.layer, computed(step))
             self.call(source.reference(path), step.args, step.kwargs, step.outputs, path)
         else:
             args, kwargs = self.encoded((step.args, step.kwargs))
@@ -168,7 +168,7 @@ class _Lowering:
         """Whether the weights of a step are not stored as they are used."""
         constants = [constant for constant in step.constants if id(constant.tensor) not in self.paths]
         apart = step.scope is not None and id(step.scope) in self.record.evaluating
-        return is_computed(step) or (apart and any(constant.tensor.size > 1 for constant in constants))
+        return bool(computed(step)) or (apart and any(constant.tensor.size > 1 for constant in constants))
 
     def call(self, function: str, args: Any, kwargs: Any, outputs: Any, wanted: str) -> None:
         arguments = self.writer.arguments(*self.encoded((args, kwargs)))
@@ -210,14 +210,14 @@ class _Lowering:
 
     # ---- parts that stay -------------------------------------------------------------------------
 
-    def layer_at(self, path: str, layer: Any, weights: dict[str, Any]) -> str:
-        """Where the copy of a layer is. A shared layer has one copy, as long as it runs with the same
-        weights."""
+    def layer_at(self, path: str, layer: Any, weights: dict[str, Any] | None) -> str:
+        """Where the copy of a layer is: with its hooks if ``weights`` is None, else without, and with the
+        computed ones in ``weights``. A shared layer has one copy, as long as it runs with the same weights."""
         for known, place in self.twins.setdefault(id(layer), []):
-            if list(known) == list(weights) and all(_equal(known[name], weights[name]) for name in known):
+            if (known is None) == (weights is None) and _equal(known or {}, weights or {}):
                 return place
         place = self.free(path)
-        made = twin(layer, weights, self.memo) if weights else _copied(layer, self.memo)
+        made = _copied(layer, weights, self.memo)
         self.twins[id(layer)].append((weights, place))
         self.parts[place] = made
         return place
@@ -353,9 +353,9 @@ def _is_plain_nest(nest: Any) -> bool:
     return isinstance(nest, kinds)
 
 
-def _copied(layer: Any, memo: dict[int, Any]) -> Any:
+def _copied(layer: Any, weights: dict[str, Any] | None, memo: dict[int, Any]) -> Any:
     try:
-        return copy.deepcopy(layer, memo)
+        return copy.deepcopy(layer, memo) if weights is None else twin(layer, weights, memo)
     except Exception as error:  # whatever a user's attributes may raise
         raise InputError(
             f"the layer of class {type(layer).__name__} cannot be copied ({str(error)[:120]}); "
@@ -363,5 +363,5 @@ def _copied(layer: Any, memo: dict[int, Any]) -> Any:
         ) from error
 
 
-def _equal(one: Any, two: Any) -> bool:
-    return one is two or bool(np.array_equal(one.numpy(), two.numpy()))
+def _equal(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    return list(one) == list(two) and all(np.array_equal(one[name].numpy(), two[name].numpy()) for name in one)

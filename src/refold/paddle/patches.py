@@ -15,7 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import paddle
-from paddle import _C_ops
+from paddle import _C_ops, _legacy_C_ops
 
 Tensor = paddle.Tensor
 
@@ -79,11 +79,30 @@ def functions() -> dict[int, tuple[str, Callable[..., Any]]]:
                 continue
             if isinstance(function, FunctionType | BuiltinFunctionType):
                 found.setdefault(id(function), (f"{namespace}.{name}", function))
+    for name in dir(_legacy_C_ops):
+        function = getattr(_legacy_C_ops, name)
+        if isinstance(function, BuiltinFunctionType) and not name.startswith("__"):
+            # Paddle's older layers call their activations so; programs do not have these operators.
+            public = f"{NAMESPACES[1]}.{name}" if name in paddle.nn.functional.__all__ else None
+            found.setdefault(id(function), (public or f"paddle._legacy_C_ops.{name}", function))
     for name in paddle.tensor.tensor_method_func:
         function = getattr(Tensor, name, None)
         if isinstance(function, FunctionType) and name not in LOOKING + WRITING and not name.startswith("__"):
             found.setdefault(id(function), (f"paddle.Tensor.{name}", function))
     return found
+
+
+def out_of_place(name: str) -> str | None:
+    """The function that does the same as ``name`` and writes into no tensor; None if there is none."""
+    if not name.endswith("_") or name.endswith("__"):
+        return name
+    owner, _, short = name.rpartition(".")
+    return _places().get(f"{owner}.{short[:-1]}") or _places().get(f"paddle.{short[:-1]}")
+
+
+@cache
+def _places() -> dict[str, str]:
+    return {name: name for name, _ in functions().values()}
 
 
 def operator_name(function: Callable[..., Any]) -> str | None:

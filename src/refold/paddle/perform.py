@@ -51,22 +51,21 @@ def perform(
     return [entry for entry in leaves(result) if isinstance(entry, Tensor)]
 
 
-def twin(layer: Any, weights: dict[str, Any], memo: dict[int, Any] | None = None) -> Any:
-    """A copy of a layer without hooks in which weights that a hook had computed, taken from ``weights``, are
-    plain parameters, in the place of those from which they were computed."""
+def twin(layer: Any, computed: dict[str, Any], memo: dict[int, Any] | None = None) -> Any:
+    """A copy of a layer without its own hooks, which were recorded as steps. Weights that a hook had computed,
+    given in ``computed``, are plain parameters in the place of those from which they were computed."""
     memo = {} if memo is None else memo
-    computed = computed_weights(layer)
-    apart: dict[int, Any] = {id(getattr(layer, name)): OrderedDict() for name in _HOOKS if hasattr(layer, name)}
-    apart.update({id(getattr(layer, name)): weights[name].detach() for name in computed})
-    made = copy.deepcopy(layer, {**memo, **apart})
-    for name, sources in computed.items():
-        for own in sources:
+    memo.update({id(getattr(layer, name)): OrderedDict() for name in _HOOKS if hasattr(layer, name)})
+    memo.update({id(getattr(layer, name)): value.detach() for name, value in computed.items()})
+    made = copy.deepcopy(layer, memo)
+    for name, value in computed.items():
+        sources = computed_weights(layer)[name]
+        for own in (name, *sources):
             made._parameters.pop(own, None)
             made._buffers.pop(own, None)
-        made._buffers.pop(name, None)
-        vars(made).pop(name, None)
+            vars(made).pop(own, None)
         frozen = all(getattr(layer, own).stop_gradient for own in sources)
-        made.add_parameter(name, parameter(weights[name].numpy(), dtype_name(weights[name]), not frozen))
+        made.add_parameter(name, parameter(value.numpy(), dtype_name(value), not frozen))
     return made
 
 

@@ -117,9 +117,10 @@ class Writer:
             return f"{self.text(args[0])}[{self.index(args[1])}]"
         if owner == "paddle.Tensor":
             return f"{self.text(args[0])}.{short}({self.arguments(args[1:], kwargs)})"
-        if owner == "paddle._C_ops":
-            self.objects["_C_ops"] = paddle._C_ops
-            return f"_C_ops.{short}({self.arguments(args, kwargs)})"
+        if owner in ("paddle._C_ops", "paddle._legacy_C_ops"):
+            module = owner.removeprefix("paddle.")
+            self.objects[module] = getattr(paddle, module)
+            return f"{module}.{short}({self.arguments(args, kwargs)})"
         shown = function.replace("paddle.nn.functional.", "F.")
         return f"{shown}({self.arguments(args, kwargs)})"
 

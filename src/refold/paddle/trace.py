@@ -159,7 +159,7 @@ class _Recorder:
         made = [self.symbol(tensor, self.unique(name)) for tensor, name in zip(flat, leaves(names), strict=True)]
         self.trace.inputs = self.encoded(args)
         assert len(made) == len(flat)
-        self.trace.tensors = flat
+        self.trace.tensors = [tensor.clone() for tensor in flat]  # a forward may write into its inputs
         with _untouched(self.model), self.patched(), paddle.no_grad(), paddle.jit.api.sot_mode_guard(False):
             try:
                 self.listening = True
@@ -245,7 +245,8 @@ class _Recorder:
                 if operator is None:
                     return function(*args, **kwargs)
                 return self.primitive(operator, function, args, kwargs)
-            if name.endswith("_") and not name.endswith("__"):
+            plain = patches.out_of_place(name)
+            if plain is None:
                 raise _CannotFollowError("writes into a tensor")
             call = function
             if operator is not None:
@@ -255,8 +256,12 @@ class _Recorder:
 
             short = name.rpartition(".")[2].strip("_")
             given = self.encoded(args), self.encoded(kwargs)
-            step = Step(self.unique(self.within(short)), *given, self.scope, function=name)
-            return self.take(step, call, args, kwargs)
+            step = Step(self.unique(self.within(short)), *given, self.scope, function=plain)
+            result = self.take(step, call, args, kwargs, writes=plain != name)
+            if plain != name and step.outputs is not None:  # from now on its first argument is what came out
+                self.symbols[id(args[0])] = step.outputs
+                self.alive.append(args[0])
+            return result
 
         called.__wrapped__ = function  # type: ignore[attr-defined]
         return called
@@ -270,10 +275,10 @@ class _Recorder:
         finally:
             self.listening = True
         outputs = [self.symbol(leaf, name) for leaf in leaves(result) if isinstance(leaf, Tensor)]
-        self.step.inside.append(Primitive(name, encoded_args, encoded_kwargs, outputs))
+        self.step.inside.append(Primitive(name.rstrip("_"), encoded_args, encoded_kwargs, outputs))
         return result
 
-    def take(self, step: Step, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def take(self, step: Step, call: Callable[..., Any], args: Any, kwargs: Any, *, writes: bool = False) -> Any:
         """Do one step and write it down, if it does anything."""
         self.step = step
         try:
@@ -282,7 +287,7 @@ class _Recorder:
             self.step = None
         tensors = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         given = {id(leaf) for leaf in leaves((args, kwargs))}
-        if not tensors or all(id(tensor) in given for tensor in tensors):
+        if not tensors or (not writes and all(id(tensor) in given for tensor in tensors)):
             return result
         step.result = self.symbols.get(id(tensors[0]))
         for index, tensor in enumerate(tensors):
@@ -388,8 +393,10 @@ class RetryError(BaseException):
 
 
 def is_leaf(layer: Any) -> bool:
-    """Whether a layer is one step: Paddle ships it, and it calls no others."""
-    return type(layer).__module__.startswith("paddle.nn.") and not layer._sub_layers
+    """Whether a layer is one step: Paddle ships it, it calls no others, and has no activation of its own (as
+    ``nn.BatchNorm(act="relu")`` has)."""
+    shipped = type(layer).__module__.startswith("paddle.nn.")
+    return shipped and not layer._sub_layers and getattr(layer, "_act", None) is None
 
 
 def computed_weights(layer: Any) -> dict[str, tuple[str, ...]]:
