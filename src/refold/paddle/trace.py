@@ -86,8 +86,8 @@ class Step:
 
     @property
     def reads(self) -> list[Symbol]:
-        """The symbols that it reads, in the order of its arguments."""
-        return list(dict.fromkeys(symbols((self.args, self.kwargs))))
+        """The symbols that it reads, in the order of its arguments, as often as they stand there."""
+        return symbols((self.args, self.kwargs))
 
     @property
     def gives(self) -> list[Symbol]:
