@@ -124,7 +124,7 @@ FRONTENDS = {
     "paddle": "refold.paddle.frontend",
     "torch": "refold.torch.frontend",
 }
-SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch"}
+SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch", ".json": "paddle"}
 # What must be installed for it, where that is not just the framework of that name.
 MODULES = {"onnx": ("onnx", "onnx_ir")}
 

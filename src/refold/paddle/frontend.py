@@ -15,7 +15,7 @@ from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.frontend import AnyArray, Identity, Lifted
 from refold.graph.plan import Plan
-from refold.paddle import examples, execute, express
+from refold.paddle import examples, execute, express, files
 from refold.paddle.lift import Record, lift_traces, parameters_of, record_twice
 from refold.paddle.lower import lower_plan
 from refold.paddle.sizes import Size, formula_of
@@ -113,14 +113,10 @@ class PaddleFrontend:
 
     def load(self, path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
         """See :func:`refold.paddle.files.load`."""
-        from refold.paddle import files
-
         return files.load(path, imports=imports, trust=trust)
 
     def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
         """See :func:`refold.paddle.files.save`."""
-        from refold.paddle import files
-
         files.save(model, path, overwrite=overwrite)
 
 

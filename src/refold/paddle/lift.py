@@ -255,7 +255,8 @@ def _lift_step(lift: _Lift, record: Record, one: Step, two: Step) -> None:
         _lift_rearrangement(lift, record, one, two)
         return
     op = _op_of(lift, one) if lift.read.isdisjoint(one.gives[1:]) else Opaque()
-    inputs = [symbol.name for symbol in one.reads]
+    reads = one.reads if isinstance(op, Opaque) else linear.reads_of(one)
+    inputs = [symbol.name for symbol in reads]
     if isinstance(op, Opaque):
         inputs += [symbol.name for symbol in record.open_sizes(one) if symbol.name not in inputs]
     outputs = tuple(symbol.name for symbol in (one.gives if isinstance(op, Opaque) else one.gives[:1]))

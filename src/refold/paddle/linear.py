@@ -61,8 +61,16 @@ def _is_chain(step: Step) -> bool:
     if not inside or not inside[-1].outputs or inside[-1].outputs[0] is not step.result:
         return False
     return all(later.reads == earlier.outputs[:1] for earlier, later in pairwise(inside)) and (
-        len(inside) == 1 or set(inside[0].reads) == {step.reads[0]} == set(step.reads)
+        set(inside[0].reads) <= set(step.reads)
+        if len(inside) == 1
+        else set(inside[0].reads) == {step.reads[0]} == set(step.reads)
     )
+
+
+def reads_of(step: Step) -> list[Symbol]:
+    """What a step that is no opaque one reads, in the order of its operator and not of the call: keywords may
+    have turned them around."""
+    return step.inside[0].reads
 
 
 def _chain(inside: Sequence[Primitive], shapes: Shapes) -> Op:
