@@ -330,6 +330,11 @@ def arithmetic_of_numbers() -> Any:
     return Body(body, a=conv(4, 4, 3))
 
 
+@entry(1, IMAGE)
+def keywords_turned_around() -> Any:
+    return Body(lambda m, x: paddle.subtract(y=m.a(x), x=m.b(x)), a=conv(4, 4, 3), b=conv(4, 4, 3))
+
+
 class Gates(nn.Layer):
     """Constants per channel: a parameter, a buffer, a number that forward makes."""
 

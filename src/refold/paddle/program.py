@@ -8,10 +8,13 @@ that are not in :data:`ARGUMENTS` are refused. The Layer that comes out calls th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, final
+
+import paddle
 
 from refold.errors import InputError
 from refold.files import printable
@@ -30,6 +33,10 @@ _NORM = ("is_test", "momentum", "epsilon", "data_format", "use_global_stats", "t
 _POOL = (
     *("strides", "paddings", "ceil_mode", "exclusive", "data_format"),
     *("pooling_type", "global_pooling", "adaptive", "padding_algorithm"),
+)
+_INTERPOLATION = (
+    *("data_format", "out_d", "out_h", "out_w", "scale"),
+    *("interp_method", "align_corners", "align_mode"),
 )
 _UNARY = (
     *("relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "exp", "log", "sqrt", "rsqrt", "abs", "square"),
@@ -71,6 +78,13 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "channel_shuffle": (TENSOR, "groups", "data_format"),
     "pixel_shuffle": (TENSOR, "upscale_factor", "data_format"),
     "pixel_unshuffle": (TENSOR, "downscale_factor", "data_format"),
+    "strided_slice": (TENSOR, "axes", NUMBERS, NUMBERS, NUMBERS),
+    "unbind": (TENSOR, "axis"),
+    "tile": (TENSOR, NUMBERS),
+    "nearest_interp": (TENSOR, TENSOR, TENSORS, TENSOR, *_INTERPOLATION),
+    "bilinear_interp": (TENSOR, TENSOR, TENSORS, TENSOR, *_INTERPOLATION),
+    "group_norm": (TENSOR, TENSOR, TENSOR, "epsilon", "groups", "data_format"),
+    "sum": (TENSOR, NUMBERS, "dtype", "keepdim"),
     "mean": (TENSOR, NUMBERS, "keepdim"),
     "max": (TENSOR, NUMBERS, "keepdim"),
     "min": (TENSOR, NUMBERS, "keepdim"),
@@ -81,11 +95,18 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "hardsigmoid": (TENSOR, "slope", "offset"),
     "softplus": (TENSOR, "beta", "threshold"),
     "swish": (TENSOR,),
+    "mish": (TENSOR, "lambda"),
+    "pow": (TENSOR, "y"),
     "clip": (TENSOR, NUMBERS, NUMBERS),
     "prelu": (TENSOR, TENSOR, "data_format", "mode"),
     **dict.fromkeys(_UNARY, (TENSOR,)),
     **dict.fromkeys(_BINARY, (TENSOR, TENSOR)),
 }
+
+_CONVOLUTIONS = ("1.conv2d", "1.depthwise_conv2d", "1.conv3d")
+
+# Constants larger than this are not made: a line of a program can ask for any amount of memory.
+MOST_NUMBERS = 2**24
 
 # Arithmetic of sizes, which is done in Python; by the operator's name, its sign.
 _ARITHMETIC = {"add": "+", "subtract": "-", "multiply": "*", "floor_divide": "//"}
@@ -162,15 +183,68 @@ def stored_in(ops: Sequence[Mapping[str, Any]]) -> list[Stored]:
 def layer_of(ops: Sequence[Mapping[str, Any]], arrays: Mapping[str, AnyArray]) -> Any:
     """The Layer, in eval mode, that computes a program with the parameters in ``arrays``. Raises InputError."""
     reading = _Reading(arrays)
-    for op in ops:
-        try:
-            reading.add(op)
-        except InputError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            kind = printable(op.get("#"))
-            raise InputError(f"the operator '{kind}' of the program is not written as Paddle does it") from error
+    op: Mapping[str, Any] = {}
+    try:
+        pairs = biased(ops)
+        inside = {place for bias in pairs.values() for place in bias.inside}
+        for place, op in enumerate(ops):
+            if place in pairs:
+                reading.add_biased(op, pairs[place])
+            elif place not in inside:
+                reading.add(op)
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        kind = printable(op.get("#"))
+        raise InputError(f"the operator '{kind}' of the program is not written as Paddle does it") from error
     return reading.finished()
+
+
+@final
+@dataclass(frozen=True)
+class Biased:
+    """A convolution or matrix product whose result is only read by the sum with a parameter per channel: the
+    operator, the value that the parameter is, and the places of the operators that the sum stands for."""
+
+    kernel: Mapping[str, Any]
+    bias: int
+    inside: tuple[int, ...]
+
+
+def biased(ops: Sequence[Mapping[str, Any]]) -> dict[int, Biased]:
+    """The sums, by their places in a program, that are the biases of layers."""
+    makers: dict[int, int] = {}
+    uses: Counter[int] = Counter()
+    for place, op in enumerate(ops):
+        results = op["O"] if isinstance(op["O"], list) else [op["O"]]
+        makers.update({int(result["%"]): place for result in results})
+        uses.update(int(entry["%"]) for entry in op.get("I", ()))
+    found = {}
+    for place, op in enumerate(ops):
+        if op["#"] != "1.add":
+            continue
+        first, second = (int(entry["%"]) for entry in op["I"])
+        if first not in makers or second not in makers or uses[first] != 1:
+            continue
+        kernel, added = ops[makers[first]], ops[makers[second]]
+        if kernel["#"] in _CONVOLUTIONS and added["#"] == "1.reshape" and uses[second] == 1:
+            bias = int(added["I"][0]["%"])
+            settings = {entry["N"]: _attribute(entry["AT"]) for entry in kernel["A"]}
+            shape = _type_of(kernel["O"][0])[0]
+            axis = 1 if settings["data_format"].startswith("NC") else len(shape) - 1
+            wanted = tuple(shape[axis] if number == axis else 1 for number in range(len(shape)))
+            if _is_parameter(ops, makers, bias, 1) and _type_of(added["O"][0])[0] == wanted:
+                found[place] = Biased(kernel, bias, (makers[first], makers[second]))
+        elif kernel["#"] == "1.matmul" and _is_parameter(ops, makers, second, 1):
+            turned = [_attribute(entry["AT"]) for entry in kernel["A"] if entry["N"].startswith("transpose")]
+            if not any(turned) and _is_parameter(ops, makers, int(kernel["I"][1]["%"]), 2):
+                found[place] = Biased(kernel, second, (makers[first],))
+    return found
+
+
+def _is_parameter(ops: Sequence[Mapping[str, Any]], makers: Mapping[int, int], value: int, rank: int) -> bool:
+    op = ops[makers[value]] if value in makers else {}
+    return op.get("#") == "p" and len(_type_of(op["O"])[0]) == rank
 
 
 @final
@@ -184,6 +258,9 @@ class _Reading:
     inputs: list[tuple[str, Spec]] = field(default_factory=list)
     outputs: dict[int, Code] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.writer.taken.update(dir(paddle.nn.Layer()), ("code", "input_specs"))
 
     def add(self, op: Mapping[str, Any]) -> None:
         kind = op["#"]
@@ -204,19 +281,27 @@ class _Reading:
                 self.outputs[len(self.outputs)] = self.tensor(operands[0])
             case "1", "full":
                 shape = tuple(attributes["shape"])
+                if prod(shape) > MOST_NUMBERS:
+                    raise InputError(f"the program makes a constant of {prod(shape)} numbers")
                 number = _number(attributes["value"], attributes["dtype"])
                 if prod(shape) == 1 and len(shape) < 2:
                     self.values[ids[0]] = _Numbers((number,), shape, attributes["dtype"], single=True)
                 else:
                     text = self.writer.text(number)
                     self.call(f"paddle.full({list(shape)!r}, {text}, {attributes['dtype']!r})", ids)
+            case "1", "assign_value_" | "assign_value":
+                dims, dtype = list(attributes["shape"]), attributes["dtype"]
+                constants = [_number(value, dtype) for value in attributes["values"]]
+                text = f"paddle.to_tensor({self.writer.text(constants)}, {dtype!r})"
+                self.call(f"paddle.reshape({text}, {dims!r})", ids)
             case "1", "full_int_array":
-                entries = tuple(int(entry) for entry in attributes["value"])
-                self.values[ids[0]] = _Numbers(entries, (len(entries),), attributes["dtype"])
+                whole = tuple(int(entry) for entry in attributes["value"])
+                self.values[ids[0]] = _Numbers(whole, (len(whole),), attributes["dtype"])
             case "1", "shape64" | "shape":
                 ((rank,), _) = _type_of(results[0])
-                entries = tuple(Code(f"{self.tensor(operands[0]).text}.shape[{axis}]") for axis in range(rank))
-                self.values[ids[0]] = _Numbers(entries, (rank,), "int64")
+                text = self.tensor(operands[0]).text
+                sizes = tuple(Code(f"{text}.shape[{axis}]") for axis in range(rank))
+                self.values[ids[0]] = _Numbers(sizes, (rank,), "int64")
             case "0", "combine":
                 self.values[ids[0]] = operands
             case "0", "split" if isinstance(operands[0], list):
@@ -232,6 +317,20 @@ class _Reading:
                     self.operator(name, operands, attributes, ids)
             case _:
                 raise InputError(_unread(kind))
+
+    def add_biased(self, op: Mapping[str, Any], pair: Biased) -> None:
+        """A layer with a bias, of which Paddle has made two or three operators: one call of its function again."""
+        tensor, weight = (self.tensor(self.operand(entry)) for entry in pair.kernel["I"][:2])
+        bias = self.values[pair.bias]
+        found = {entry["N"]: _attribute(entry["AT"]) for entry in pair.kernel["A"]}
+        name = pair.kernel["#"].partition(".")[2].removeprefix("depthwise_")
+        if name == "matmul":
+            text = self.writer.call("paddle.nn.functional.linear", (tensor, weight, bias), {})
+        else:
+            padding = found["paddings"] if found["padding_algorithm"] == "EXPLICIT" else found["padding_algorithm"]
+            settings = (found["strides"], padding, found["dilations"], found["groups"], found["data_format"])
+            text = self.writer.call(f"paddle.nn.functional.{name}", (tensor, weight, bias, *settings), {})
+        self.call(text, [int(op["O"][0]["%"])])
 
     def operand(self, entry: Mapping[str, Any]) -> Any:
         place = int(entry["%"])
@@ -266,7 +365,7 @@ class _Reading:
         flat = [entry for operand in operands for entry in (operand if isinstance(operand, list) else [operand])]
         if not flat or not all(isinstance(entry, _Numbers) and "int" in entry.dtype for entry in flat):
             return None
-        first = flat[0]
+        first: _Numbers = flat[0]
         match name:
             case "slice" if attributes["axes"] == [0]:
                 start, stop = (int(entry.value[0]) for entry in flat[1:])
@@ -311,7 +410,8 @@ class _Reading:
 
     def argument(self, kind: str, operands: Iterator[Any], attributes: Mapping[str, Any]) -> Any:
         if kind not in (TENSOR, TENSORS, NUMBERS):
-            return attributes[kind]
+            value = attributes[kind]
+            return None if kind == "dtype" and value.startswith("Undefined") else value
         value = next(operands)
         if value is None:
             return None
@@ -359,7 +459,7 @@ def _number(value: float, dtype: str) -> int | float | bool:
 
 def _attribute(entry: Mapping[str, Any]) -> Any:
     """An attribute's value."""
-    value = entry.get("D")
+    value = entry["D"]
     return [_attribute(part) for part in value] if entry["#"] == "0.a_array" else value
 
 
