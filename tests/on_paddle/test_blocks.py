@@ -307,3 +307,24 @@ def test_blocks_train() -> None:
         model.eval()
         plain = refold.fold(model, x)
         assert_close(model(x), plain(x), 1e-5)
+
+
+def test_blocks_translate_to_programs_in_both_modes(tmp_path: Path) -> None:
+    block = randomize(DiverseBranchBlock(4, 6))
+    x = paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype("float32"))
+    paddle.jit.save(
+        block, str(tmp_path / "block"), input_spec=[paddle.static.InputSpec([None, 4, 8, 8], "float32")]
+    )
+    loaded = paddle.jit.load(str(tmp_path / "block"))
+    np.testing.assert_allclose(loaded(x).numpy(), block(x).numpy(), rtol=1e-5, atol=1e-6)
+
+    eager, translated = copy.deepcopy(block), paddle.jit.to_static(copy.deepcopy(block))
+    for model in (eager, translated):
+        model.train()
+        optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
+        for _ in range(2):
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.clear_grad()
+    for (name, one), two in zip(eager.state_dict().items(), translated.state_dict().values(), strict=True):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)

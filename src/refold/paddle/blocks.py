@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
+import paddle
 from paddle import nn
 from paddle.nn import functional
 
@@ -119,11 +121,14 @@ class Block(nn.Layer):  # type: ignore[misc]
     def forward(self, x: Any) -> Any:
         """The activation of what the expression makes of ``x``."""
 
-        def apply(path: str, leaf: Leaf, tensor: Any) -> Any:
-            return self.parts[_key(path)](tensor)
-
-        total = blocks.interpret(self.expression, x, apply, _sum)
+        total = self._branches(x)
         return total if self.act is None else self.act(total)
+
+    # Which way it takes depends on no tensor, and Paddle cannot translate its syntax.
+    @paddle.jit.not_to_static  # type: ignore[untyped-decorator]
+    def _branches(self, x: Any) -> Any:
+        # No closure over self: Paddle's other translator (of bytecode) loses it.
+        return blocks.interpret(self.expression, x, partial(_apply, self.parts), _sum)
 
     def get_equivalent_kernel_bias(self) -> tuple[Any, Any]:
         """The one convolution that the block is in inference: its kernel ``(out, in/groups, *taps)`` and its
@@ -343,6 +348,10 @@ class MobileOneBlock(KernelBlock):
 def _key(path: str) -> str:
     """The name of a part's layer: dots and slashes mean something else in names of parameters."""
     return path.replace("/", "_")
+
+
+def _apply(parts: Any, path: str, leaf: Leaf, x: Any) -> Any:
+    return parts[_key(path)](x)
 
 
 def _sum(branches: Sequence[Any]) -> Any:

@@ -68,10 +68,11 @@ def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any
         raise InputError(f"{shown}: {error}") from error
 
 
-def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
+def save(model: Any, path: Path, specs: Sequence[Any] | None = None, *, overwrite: bool = False) -> None:
     """Write ``model`` as an inference program: ``path``, and its weights beside it. Raises InputError.
 
-    Each file is written whole or not at all, the weights first.
+    ``specs`` are ``paddle.static.InputSpec``s; what :func:`load` and ``refold.fold`` gave needs none. Each file is
+    written whole or not at all, the weights first.
     """
     if path.suffix != PROGRAM:
         raise InputError(f"{printable(path)}: Paddle's programs end in '{PROGRAM}'; choose such a name")
@@ -81,14 +82,15 @@ def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
             raise InputError(
                 f"{printable(target)}: the file exists already; choose another name, or overwrite it with --force"
             )
-    specs = [
-        paddle.static.InputSpec(list(spec.shape), spec.dtype, f"input{place}")
-        for place, spec in enumerate(leaves(model.input_specs))
-    ]
+    if specs is None:
+        specs = [
+            paddle.static.InputSpec(list(spec.shape), spec.dtype, f"input{place}")
+            for place, spec in enumerate(leaves(model.input_specs))
+        ]
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "model"
         try:
-            paddle.jit.save(model, str(prefix), input_spec=specs)
+            paddle.jit.save(model, str(prefix), input_spec=list(specs))
         except Exception as error:  # whatever Paddle's translation of a forward raises
             raise InputError(f"{printable(path)}: Paddle cannot save this model ({first_line(error)})") from error
         for target, ending in ((weights, WEIGHTS), (path, PROGRAM)):

@@ -40,9 +40,10 @@ _INTERPOLATION = (
 )
 _UNARY = (
     *("relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "exp", "log", "sqrt", "rsqrt", "abs", "square"),
-    *("erf", "floor", "ceil", "assign", "softsign", "logsigmoid", "sin", "cos"),
+    *("erf", "floor", "ceil", "assign", "softsign", "logsigmoid", "sin", "cos", "log2"),
 )
 _BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "elementwise_pow")
+_COMPARISONS = ("equal", "not_equal", "less_than", "less_equal", "greater_than", "greater_equal")
 
 # The arguments of the operators of ``paddle._C_ops``, in their order there.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -100,7 +101,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "clip": (TENSOR, NUMBERS, NUMBERS),
     "prelu": (TENSOR, TENSOR, "data_format", "mode"),
     **dict.fromkeys(_UNARY, (TENSOR,)),
-    **dict.fromkeys(_BINARY, (TENSOR, TENSOR)),
+    "where": (TENSOR, TENSOR, TENSOR),
+    **dict.fromkeys((*_BINARY, *_COMPARISONS), (TENSOR, TENSOR)),
 }
 
 _CONVOLUTIONS = ("1.conv2d", "1.depthwise_conv2d", "1.conv3d")
@@ -396,6 +398,13 @@ class _Reading:
     ) -> None:
         if name == "cast":
             self.call(f"{self.tensor(operands[0]).text}.astype({attributes['dtype']!r})", ids)
+            return
+        if name == "full_like":
+            value = self.writer.text(_numbers(operands[1]).entries[0])
+            self.call(f"paddle.full_like({self.tensor(operands[0]).text}, {value}, {attributes['dtype']!r})", ids)
+            return
+        if name == "share_data_":  # another name for the same tensor
+            self.values[ids[0]] = self.tensor(operands[0])
             return
         if name not in ARGUMENTS:
             raise InputError(_unread(f"pd_op.{name}"))
