@@ -78,7 +78,9 @@ class NormalizedWeight:
 
     def compute(self, layer: Any) -> Any:
         """The weight, in the type in which its direction is stored."""
-        direction = getattr(layer, f"{self.name}_v")
+        # Through a copy, or the direction's gradient would be a transposed view, and paddle.DataParallel leaves
+        # such gradients out of its sum (Paddle 3.3) without a word.
+        direction = paddle.assign(getattr(layer, f"{self.name}_v"))
         matrix = self.rows.to_matrix(PADDLE, widen(PADDLE, direction))
         gain, offset = (getattr(layer, f"{self.name}_{part}", None) for part in ("g", "offset"))
         columns = [None if part is None else paddle.reshape(part, [-1, 1]) for part in (gain, offset)]
