@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from paddle.nn import functional as F  # noqa: N812  as everyone writes it
+from paddle.nn import functional as F
 from test_fold import assert_same_function, operators
 from zoo import randomize
 

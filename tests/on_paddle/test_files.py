@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from paddle.nn import functional as F  # noqa: N812  as everyone writes it
+from paddle.nn import functional as F
 from test_fold import operators
 from zoo import Body, conv, conv_bn, randomize
 

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from paddle.nn import functional as F  # noqa: N812  as everyone writes it
+from paddle.nn import functional as F
 from test_fold import assert_same_function, operators
 from zoo import FREE, IMAGE, Body, Csp, LooksAtValues, RepVGG, conv, conv_bn, randomize, shuffle
 

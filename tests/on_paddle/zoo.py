@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.nn import functional as F  # noqa: N812  as everyone writes it
+from paddle.nn import functional as F
 
 Shape = tuple[int | None, ...]
 

@@ -131,6 +131,9 @@ def replaced(replacements: dict[int, Any], on_tensor: dict[str, Any]) -> Iterato
     undo: list[tuple[Any, str, Any]] = []
     try:
         for holder in [*_modules(), Tensor]:
+            # Few modules hold any, and most of the time of a recording goes here.
+            if replacements.keys().isdisjoint(map(id, list(vars(holder).values()))):
+                continue
             for name, value in list(vars(holder).items()):
                 other = replacements.get(id(value))
                 if other is not None:
