@@ -19,6 +19,7 @@ from zoo import Body, conv, conv_bn, randomize
 import refold
 from refold.cli import main
 from refold.paddle import RepVggBlock, files
+from refold.paddle.program import ARGUMENTS
 
 
 def saved(model: Any, folder: Path, *shape: int | None, name: str = "rich") -> Path:
@@ -103,6 +104,11 @@ def test_every_operator_that_is_read_gives_what_paddle_gives(tmp_path: Path) -> 
         np.testing.assert_array_equal(ours, theirs)
     plain = refold.fold(program)
     assert refold.prove(program, plain).ok
+
+
+def test_the_vocabulary_is_paddles() -> None:
+    missing = [name for name in ARGUMENTS if not hasattr(paddle._C_ops, name.rstrip("_"))]
+    assert not missing
 
 
 def test_types_are_kept(tmp_path: Path) -> None:
@@ -192,6 +198,12 @@ EDITS: dict[str, tuple[Callable[[Any], Any], str]] = {
             if entry["N"] in ("is_test", "use_global_stats")
         ],
         "in training mode",
+    ),
+    "no_groups": (
+        lambda ops: [
+            entry["AT"].update({"D": 0}) for entry in op_called(ops, "1.conv2d")["A"] if entry["N"] == "groups"
+        ],
+        "the 'groups' of the program's operator '1.conv2d' are 0 or less",
     ),
     "another_shape": (
         lambda ops: op_called(ops, "p")["O"]["TT"]["D"].__setitem__(1, [3]),

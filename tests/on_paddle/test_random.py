@@ -153,7 +153,7 @@ STEPS = st.lists(
 )
 
 
-@FEW
+@settings(max_examples=settings.default.max_examples // 8)
 @given(STEPS, st.booleans())
 def test_random_networks(steps: list[tuple[str, int, int, int]], free: bool) -> None:
     model = randomize(Drawn(steps))

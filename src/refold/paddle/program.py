@@ -107,6 +107,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 _CONVOLUTIONS = ("1.conv2d", "1.depthwise_conv2d", "1.conv3d")
 
+# Attributes that Paddle's kernels divide by.
+_POSITIVE = ("strides", "dilations", "groups", "num", "upscale_factor", "downscale_factor")
+
 # Constants larger than this are not made: a line of a program can ask for any amount of memory.
 MOST_NUMBERS = 2**24
 
@@ -231,15 +234,15 @@ def biased(ops: Sequence[Mapping[str, Any]]) -> dict[int, Biased]:
         kernel, added = ops[makers[first]], ops[makers[second]]
         if kernel["#"] in _CONVOLUTIONS and added["#"] == "1.reshape" and uses[second] == 1:
             bias = int(added["I"][0]["%"])
-            settings = {entry["N"]: _attribute(entry["AT"]) for entry in kernel["A"]}
             shape = _type_of(kernel["O"][0])[0]
-            axis = 1 if settings["data_format"].startswith("NC") else len(shape) - 1
+            axis = 1 if _attributes(kernel)["data_format"].startswith("NC") else len(shape) - 1
             wanted = tuple(shape[axis] if number == axis else 1 for number in range(len(shape)))
             if _is_parameter(ops, makers, bias, 1) and _type_of(added["O"][0])[0] == wanted:
                 found[place] = Biased(kernel, bias, (makers[first], makers[second]))
         elif kernel["#"] == "1.matmul" and _is_parameter(ops, makers, second, 1):
-            turned = [_attribute(entry["AT"]) for entry in kernel["A"] if entry["N"].startswith("transpose")]
-            if not any(turned) and _is_parameter(ops, makers, int(kernel["I"][1]["%"]), 2):
+            settings = _attributes(kernel)
+            turned = settings["transpose_x"] or settings["transpose_y"]
+            if not turned and _is_parameter(ops, makers, int(kernel["I"][1]["%"]), 2):
                 found[place] = Biased(kernel, second, (makers[first],))
     return found
 
@@ -271,7 +274,7 @@ class _Reading:
         if kind == "p":
             self.values[ids[0]] = self.stored(stored_in([op])[0])
             return
-        attributes = {entry["N"]: _attribute(entry["AT"]) for entry in op["A"]}
+        attributes = _attributes(op)
         operands = [self.operand(entry) for entry in op["I"]]
         dialect, _, name = kind.partition(".")
         match dialect, name:
@@ -324,7 +327,7 @@ class _Reading:
         """A layer with a bias, of which Paddle has made two or three operators: one call of its function again."""
         tensor, weight = (self.tensor(self.operand(entry)) for entry in pair.kernel["I"][:2])
         bias = self.values[pair.bias]
-        found = {entry["N"]: _attribute(entry["AT"]) for entry in pair.kernel["A"]}
+        found = _attributes(pair.kernel)
         name = pair.kernel["#"].partition(".")[2].removeprefix("depthwise_")
         if name == "matmul":
             text = self.writer.call("paddle.nn.functional.linear", (tensor, weight, bias), {})
@@ -458,6 +461,16 @@ def _numbers(value: Any) -> _Numbers:
     if not isinstance(value, _Numbers):
         raise InputError("the program computes a size or an axis from the numbers in a tensor")
     return value
+
+
+def _attributes(op: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an operator, by name. Raises InputError where Paddle's kernels would divide by 0."""
+    found = {entry["N"]: _attribute(entry["AT"]) for entry in op["A"]}
+    for name in _POSITIVE:
+        value = found.get(name, 1)
+        if min(value, default=1) < 1 if isinstance(value, list) else value < 1:
+            raise InputError(f"the '{name}' of the program's operator '{printable(op['#'])}' are 0 or less")
+    return found
 
 
 def _number(value: float, dtype: str) -> int | float | bool:
