@@ -106,6 +106,7 @@ class Drawn(nn.Layer):
         super().__init__()
         self.steps = steps
         self.layers = nn.LayerList()
+        self.factors = self.create_parameter([4, 1, 1])
         for kind, _, _, choice in steps:
             self.layers.append(self.make(kind, choice))
 
@@ -116,6 +117,8 @@ class Drawn(nn.Layer):
                 return nn.Conv2D(4, 4, k, padding=k // 2, groups=(1, 2, 4, 1)[choice], bias_attr=bool(choice % 2))
             case "norm":
                 return nn.BatchNorm2D(4)
+            case "dense":
+                return nn.Linear(4, 4, bias_attr=None if choice % 2 else False)
             case "pool":
                 return nn.AvgPool2D(3, 1, padding=1, exclusive=bool(choice % 2))
             case _:
@@ -137,6 +140,19 @@ class Drawn(nn.Layer):
                     y = paddle.concat([right, left], axis=1)
                 case "pad":
                     y = F.pad(a, [1, 0, 0, 1], value=float(choice))[:, :, 1:, :-1]
+                case "turned":
+                    y = paddle.subtract(y=a, x=b)
+                case "added":
+                    y = a.clone()
+                    y.add_(b)
+                case "channels":
+                    y = a * self.factors / (choice + 1)
+                case "dense":
+                    y = layer(a.transpose([0, 2, 3, 1])).transpose([0, 3, 1, 2])
+                case "strided":
+                    y = F.interpolate(layer(a)[:, :, :: choice + 1, ::-1][:, ::-1], size=a.shape[2:])
+                case "many":
+                    y = paddle.add_n([a, b, a]) if choice % 2 else paddle.stack([a, b], axis=1).sum(axis=1)
                 case "relu":
                     y = F.relu(a)
                 case _:
@@ -145,7 +161,10 @@ class Drawn(nn.Layer):
         return known[-1], known[len(known) // 2]
 
 
-KINDS = ("conv", "conv", "norm", "pool", "add", "add", "subtract", "scale", "halves", "pad", "relu")
+KINDS = (
+    *("conv", "conv", "norm", "pool", "dense", "add", "add", "subtract", "turned", "added", "many"),
+    *("scale", "channels", "halves", "pad", "strided", "relu"),
+)
 STEPS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 8), st.integers(0, 8), st.integers(0, 3)),
     min_size=2,

@@ -199,7 +199,7 @@ def layer_of(ops: Sequence[Mapping[str, Any]], arrays: Mapping[str, AnyArray]) -
                 reading.add(op)
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         kind = printable(op.get("#"))
         raise InputError(f"the operator '{kind}' of the program is not written as Paddle does it") from error
     return reading.finished()
