@@ -13,6 +13,7 @@ import paddle
 import pytest
 from paddle import nn
 from paddle.nn import functional as F
+from safetensors.numpy import save_file
 from test_fold import operators
 from zoo import Body, conv, conv_bn, randomize
 
@@ -144,6 +145,39 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["fold", str(path), "-o", str(plain), "--force"]) == 0
     other = saved(randomize(csp_like(), 1), tmp_path, None, 4, 16, 16, name="other")
     assert main(["prove", str(path), str(other)]) == 1
+
+
+def test_a_model_that_code_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paddle_nets.py").write_text(
+        "from refold.paddle import RepVggBlock\n\n\ndef make():\n    return RepVggBlock(2, 3, alpha=True)\n"
+    )
+    trained = randomize(RepVggBlock(2, 3, alpha=True))
+    arrays = {name: value.numpy() for name, value in trained.state_dict().items()}
+    save_file(arrays, "last.safetensors")
+    shape = ("--shape", "N,2,8,8")
+    assert main(["fold", "paddle_nets:make", "--weights", "last.safetensors", *shape, "-o", "plain.json"]) == 0
+    x = paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 2, 8, 8)).astype("float32"))
+    np.testing.assert_allclose(files.load(Path("plain.json"))(x).numpy(), trained(x).numpy(), rtol=1e-5, atol=1e-5)
+    assert main(["prove", "paddle_nets:make", "plain.json", "--weights", "last.safetensors", *shape]) == 0
+
+    capsys.readouterr()
+    paddle.save(trained.state_dict(), "last.pdparams")
+    Path("broken.safetensors").write_bytes(b"no" * 20)
+    save_file({name: array for name, array in arrays.items() if name != "alpha"}, "less.safetensors")
+    save_file(arrays | {"alpha": np.ones(2, "float32")}, "wrong.safetensors")
+    for name, sentence in (
+        ("last.pdparams", "pickled Python objects"),
+        ("broken.safetensors", "these are no safetensors"),
+        ("less.safetensors", "there is no 'alpha' in the file"),
+        ("wrong.safetensors", "'alpha' is [2] there and [1] in the model"),
+    ):
+        assert main(["inspect", "paddle_nets:make", "--weights", name, *shape]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert len(said.strip().splitlines()) == 1
 
 
 # ---- files of strangers ------------------------------------------------------------------------------

@@ -92,4 +92,4 @@ def scales(model: Any) -> dict[str, float]:
 
 def save(model: Any, path: Path) -> None:
     """Write a model as an inference program, in the place of an earlier one."""
-    files.save(model, path, [paddle.static.InputSpec([None, 1, 8, 8], "float32", "image")], overwrite=True)
+    files.save(model, path, overwrite=True, example=(None, 1, 8, 8))

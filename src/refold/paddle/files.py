@@ -18,13 +18,16 @@ from typing import Any, BinaryIO, final
 
 import numpy as np
 import paddle
+import safetensors.numpy
 
 from refold.errors import InputError
 from refold.files import open_regular, printable, size_in_words, write_atomically
 from refold.frontend import AnyArray
+from refold.paddle.examples import specs_of
+from refold.paddle.perform import rounded
 from refold.paddle.program import Stored, layer_of, operations, stored_in
 from refold.paddle.symbols import leaves
-from refold.paddle.trace import first_line
+from refold.paddle.trace import dtype_name, first_line
 
 PROGRAM, WEIGHTS = ".json", ".pdiparams"
 MOST_PROGRAM, MOST_WEIGHTS = 2**28, 2**36
@@ -68,10 +71,10 @@ def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any
         raise InputError(f"{shown}: {error}") from error
 
 
-def save(model: Any, path: Path, specs: Sequence[Any] | None = None, *, overwrite: bool = False) -> None:
+def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
     """Write ``model`` as an inference program: ``path``, and its weights beside it. Raises InputError.
 
-    ``specs`` are ``paddle.static.InputSpec``s; what :func:`load` and ``refold.fold`` gave needs none. Each file is
+    ``example`` is an input or a shape; what :func:`load` and ``refold.fold`` gave needs none. Each file is
     written whole or not at all, the weights first.
     """
     if path.suffix != PROGRAM:
@@ -82,21 +85,49 @@ def save(model: Any, path: Path, specs: Sequence[Any] | None = None, *, overwrit
             raise InputError(
                 f"{printable(target)}: the file exists already; choose another name, or overwrite it with --force"
             )
-    if specs is None:
-        specs = [
-            paddle.static.InputSpec(list(spec.shape), spec.dtype, f"input{place}")
-            for place, spec in enumerate(leaves(model.input_specs))
-        ]
+    specs = [
+        paddle.static.InputSpec(list(spec.shape), spec.dtype, f"input{place}")
+        for place, spec in enumerate(leaves(specs_of(model, example)))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "model"
         try:
-            paddle.jit.save(model, str(prefix), input_spec=list(specs))
+            paddle.jit.save(model, str(prefix), input_spec=specs)
         except Exception as error:  # whatever Paddle's translation of a forward raises
             raise InputError(f"{printable(path)}: Paddle cannot save this model ({first_line(error)})") from error
         for target, ending in ((weights, WEIGHTS), (path, PROGRAM)):
             made = prefix.with_suffix(ending)
             if made.exists():
                 write_atomically(target, _copier(made), overwrite=overwrite)
+
+
+def restore(model: Any, weights: Path | None) -> Any:
+    """A Layer that a user's function made, in eval mode, with the weights of a ``.safetensors`` file under the
+    names of its ``state_dict``. Raises InputError."""
+    if weights is not None:
+        shown = printable(weights)
+        if weights.suffix != ".safetensors":
+            raise InputError(
+                f"{shown}: weights are read from .safetensors files; .pdparams files hold pickled Python objects, "
+                "which can run code: if you trust one, call paddle.load in the factory"
+            )
+        with open_regular(weights, MOST_WEIGHTS) as file:
+            data = file.read()
+        try:
+            arrays = safetensors.numpy.load(data)
+        except Exception as error:  # whatever its reader raises
+            raise InputError(f"{shown}: these are no safetensors ({first_line(error)})") from error
+        tensors = model.state_dict()
+        for name in sorted(tensors.keys() ^ arrays.keys()):
+            where = "the file" if name in tensors else "the model"
+            raise InputError(f"{shown}: there is no '{printable(name)}' in {where}")
+        for name, tensor in tensors.items():
+            there, here = list(arrays[name].shape), list(tensor.shape)
+            if there != here:
+                raise InputError(f"{shown}: '{printable(name)}' is {there} there and {here} in the model")
+            tensor.set_value(rounded(arrays[name], dtype_name(tensor)))
+    model.eval()
+    return model
 
 
 def _copier(made: Path) -> Callable[[Path], None]:

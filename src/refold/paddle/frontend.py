@@ -115,9 +115,13 @@ class PaddleFrontend:
         """See :func:`refold.paddle.files.load`."""
         return files.load(path, imports=imports, trust=trust)
 
-    def save(self, model: Any, path: Path, *, overwrite: bool = False) -> None:
+    def save(self, model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
         """See :func:`refold.paddle.files.save`."""
-        files.save(model, path, overwrite=overwrite)
+        files.save(model, path, overwrite=overwrite, example=example)
+
+    def restore(self, model: Any, weights: Path | None) -> Any:
+        """See :func:`refold.paddle.files.restore`."""
+        return files.restore(model, weights)
 
 
 FRONTEND = PaddleFrontend()
