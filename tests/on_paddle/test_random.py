@@ -64,7 +64,7 @@ def data(shape: tuple[int, ...], seed: int = 0) -> Any:
 
 
 # A case takes several runs of Paddle.
-FEW = settings(max_examples=settings.default.max_examples // 5)
+FEW = settings(max_examples=settings.default.max_examples // 6)
 
 
 @FEW
