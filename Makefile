@@ -1,16 +1,17 @@
 # Every target sets up what it needs in a virtual environment of its own. `make help` lists them.
 PYTHON ?= python3
 TEST := .venv/bin/python
+PADDLE := .venv-paddle/bin/python
 DEMO := .venv-demo/bin/python
 BENCH_TORCH := .venv-bench-torch/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-torch test-keras lint docs bench bench-torch clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-torch clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
-	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS))"
+	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS)), and on Paddle"
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make bench   measure what folding gains, into benchmarks/results/"
@@ -22,6 +23,13 @@ help:
 	$(PYTHON) -m venv .venv
 	$(TEST) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(TEST) -m pip install --quiet --disable-pip-version-check --group test --group lint --group docs --editable '.[keras]'
+	touch $@
+
+.venv-paddle/ready: pyproject.toml
+	@echo "Setting up .venv-paddle for the tests: a minute or so, once"
+	$(PYTHON) -m venv .venv-paddle
+	$(PADDLE) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(PADDLE) -m pip install --quiet --disable-pip-version-check --group test-paddle --editable .
 	touch $@
 
 .venv-demo/ready: pyproject.toml
@@ -41,10 +49,10 @@ help:
 demo: .venv-demo/ready
 	KERAS_BACKEND=jax $(DEMO) -m refold demo
 
-test: test-core test-onnx test-torch test-keras
+test: test-core test-onnx test-torch test-keras test-paddle
 
 test-core: .venv/ready
-	$(PYTEST) tests --ignore=tests/on_keras --ignore=tests/on_onnx --ignore=tests/on_torch
+	$(PYTEST) tests --ignore=tests/on_keras --ignore=tests/on_onnx --ignore=tests/on_torch --ignore=tests/on_paddle
 
 test-onnx: .venv/ready
 	$(PYTEST) tests/on_onnx
@@ -57,6 +65,10 @@ test-keras: .venv/ready
 	  echo "== Keras on $$backend"; \
 	  KERAS_BACKEND=$$backend $(PYTEST) tests/on_keras; \
 	done
+
+# In an environment of its own: TensorFlow imported beside Paddle crashes.
+test-paddle: .venv-paddle/ready
+	$(PADDLE) -m pytest -n 2 tests/on_paddle
 
 lint: .venv/ready
 	$(TEST) -m ruff check .
@@ -76,4 +88,4 @@ bench-torch: .venv-bench-torch/ready
 	$(BENCH_TORCH) benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-bench-torch docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -118,8 +118,13 @@ class Frontend(Protocol):
 
 # Which module's classes mean which front end. A framework is never imported to find out: a model of it
 # can only exist if it was imported already.
-FRONTENDS = {"keras": "refold.keras.frontend", "onnx": "refold.onnx.frontend", "torch": "refold.torch.frontend"}
-SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch"}
+FRONTENDS = {
+    "keras": "refold.keras.frontend",
+    "onnx": "refold.onnx.frontend",
+    "paddle": "refold.paddle.frontend",
+    "torch": "refold.torch.frontend",
+}
+SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch", ".json": "paddle"}
 # What must be installed for it, where that is not just the framework of that name.
 MODULES = {"onnx": ("onnx", "onnx_ir")}
 

@@ -97,7 +97,7 @@ def demo(options: argparse.Namespace) -> int:
     """``refold demo``"""
     from refold import demo as story
 
-    return story.run(options.out, options.epochs)
+    return story.run(options.out, options.epochs, options.framework)
 
 
 # ---- shared ----------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ NUMPY: Any = _Numpy()
 def dtype_name(x: Array) -> str:
     """The name of an array's dtype, such as ``"float32"``, whichever framework it comes from."""
     dtype = x.dtype
-    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()  # Paddle's are in capitals
 
 
 def working_dtype(name: str) -> str:

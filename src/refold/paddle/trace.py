@@ -1,0 +1,447 @@
+"""Recording what a Paddle Layer computes, layer by layer and inside custom layers.
+
+The model runs on real tensors, eagerly, and whatever is made of its inputs is written down: the layers that
+Paddle ships as steps of their own, and what a user's own ``forward`` calls (``paddle.concat``,
+``F.interpolate``, ``x + y``). Tensors that do not depend on the inputs are constants. Nothing is guessed from
+the numbers: a ``forward`` that looks at the values of a tensor, or writes into one, is recorded whole, with the
+reason; and what was recorded is checked against a second run on other inputs (see :mod:`refold.paddle.lift`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import paddle
+
+from refold.paddle import patches
+from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, WRITING
+from refold.recording.sizes import Size
+from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
+
+Layer = paddle.nn.Layer
+Tensor = paddle.Tensor
+
+
+@final
+@dataclass(eq=False)
+class Primitive:
+    """One operator of Paddle, with the arguments in Paddle's own order."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Symbol]
+
+    @property
+    def reads(self) -> list[Symbol]:
+        """The symbols that it reads."""
+        return symbols((self.args, self.kwargs))
+
+
+@final
+@dataclass(eq=False)
+class Scope:
+    """One call of a layer that was called through; ``outputs`` is the nest that it returned."""
+
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parent: Scope | None
+    path: str
+    outputs: Any = None
+
+    @property
+    def chain(self) -> list[Scope]:
+        """This scope and all around it, outermost first."""
+        around = self.parent.chain if self.parent else []
+        return [*around, self]
+
+
+@final
+@dataclass(eq=False)
+class Step:
+    """One recorded step: a layer (``layer``, at ``path``) or a function (``function``, by its public name).
+
+    ``inside`` are the operators that it consists of, and ``result`` is what the last of them gave, as far as
+    they are known. ``weights`` are the tensors under the layer's names at that moment. ``reason`` says why a
+    custom layer was recorded whole.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: Scope | None
+    function: str = ""
+    layer: Any = None
+    path: str = ""
+    inside: list[Primitive] = field(default_factory=list)
+    outputs: Any = None
+    result: Symbol | None = None
+    weights: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def reads(self) -> list[Symbol]:
+        """The symbols that it reads, in the order of its arguments, as often as they stand there."""
+        return symbols((self.args, self.kwargs))
+
+    @property
+    def gives(self) -> list[Symbol]:
+        """The symbols that it gives."""
+        return symbols(self.outputs)
+
+    @property
+    def constants(self) -> list[Constant]:
+        """The constants among its arguments."""
+        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Constant)]
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes among its arguments that are known by a formula."""
+        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Size)]
+
+
+@final
+@dataclass(eq=False)
+class Trace:
+    """A recorded model: its steps in order, and the nests of its inputs and outputs. ``tensors`` are the
+    inputs themselves, ``results`` the numbers that the model gave."""
+
+    steps: list[Step] = field(default_factory=list)
+    scopes: list[Scope] = field(default_factory=list)
+    inputs: Any = None
+    outputs: Any = None
+    tensors: list[Any] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+
+
+class UntraceableError(Exception):
+    """The model as a whole could not be recorded."""
+
+
+# Not an Exception: a forward that catches those must not go on as if nothing had been.
+class _CannotFollowError(BaseException):
+    """Something happened to a tensor that cannot be written down."""
+
+
+def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str]) -> Trace:
+    """Run ``model`` on the tensors in ``args`` and write down what happens.
+
+    ``names`` is the nest of the inputs' names. ``whole`` says of which layers (by identity) no more than
+    that they were called is to be recorded, and why. Raises :class:`UntraceableError`; the model's buffers are
+    afterwards what they were before.
+    """
+    recorder = _Recorder(model, dict(whole))
+    return recorder.run(args, names)
+
+
+@final
+class _Recorder:
+    def __init__(self, model: Any, whole: dict[int, str]) -> None:
+        self.model = model
+        self.whole = whole
+        self.trace = Trace()
+        self.scope: Scope | None = None
+        self.step: Step | None = None
+        self.listening = False
+        self.symbols: dict[int, Symbol] = {}
+        self.alive: list[Any] = []  # an id is worth nothing once its object is gone
+        self.names: dict[str, int] = {}
+        self.paths = {id(layer): path for path, layer in model.named_sublayers(include_self=True)}
+        self.shape = vars(Tensor)["shape"]
+
+    def run(self, args: tuple[Any, ...], names: Any) -> Trace:
+        flat = list(leaves(args))
+        made = [self.symbol(tensor, self.unique(name)) for tensor, name in zip(flat, leaves(names), strict=True)]
+        self.trace.inputs = self.encoded(args)
+        assert len(made) == len(flat)
+        self.trace.tensors = [tensor.clone() for tensor in flat]  # a forward may write into its inputs
+        with _untouched(self.model), self.patched(), paddle.no_grad(), paddle.jit.api.sot_mode_guard(False):
+            try:
+                self.listening = True
+                outputs = self.model(*args)
+            except _CannotFollowError as error:
+                raise UntraceableError(f"its forward {error}") from error
+            except Exception as error:  # whatever a user's forward may raise
+                raise UntraceableError(first_line(error)) from error
+            finally:
+                self.listening = False
+        self.trace.outputs = self.encoded(outputs)
+        tensors = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise UntraceableError("it returns no tensor")
+        if any(not isinstance(leaf, Symbol | None) for leaf in leaves(self.trace.outputs)):
+            raise UntraceableError("it returns something that does not depend on its inputs, or not in a way seen")
+        self.trace.results = [np.asarray(tensor.numpy()) for tensor in tensors]
+        return self.trace
+
+    # ---- listening -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[None]:
+        """Hear of every call of a layer, of a public function and of an operator."""
+        recorder = self
+        original = Layer.__call__
+        replacements: dict[int, Any] = {}
+        for key, (name, function) in patches.functions().items():
+            replacements[key] = self.on_function(name, function, patches.operator_name(function))
+        on_tensor: dict[str, Any] = {"shape": property(self.shape_of)}
+        for name, operator in ARITHMETIC.items():
+            if name in vars(Tensor):
+                on_tensor[name] = self.on_function(f"paddle.Tensor.{name}", vars(Tensor)[name], operator)
+        for name in ALIASING:
+            on_tensor[name] = self.on_alias(vars(Tensor)[name])
+        for name in LOOKING:
+            if name in vars(Tensor):
+                on_tensor[name] = self.on_misuse(vars(Tensor)[name], "looks at the values of a tensor")
+        for name in WRITING:
+            if name in vars(Tensor):
+                on_tensor[name] = self.on_misuse(vars(Tensor)[name], "writes into a tensor")
+
+        def layer_call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            return recorder.layer_call(original, layer, args, kwargs)
+
+        with patches.replaced(replacements, on_tensor):
+            Layer.__call__ = layer_call
+            try:
+                yield
+            finally:
+                Layer.__call__ = original
+
+    def shape_of(self, tensor: Any) -> Any:
+        shape = self.shape.__get__(tensor)
+        symbol = self.symbols.get(id(tensor)) if self.listening else None
+        if symbol is None:
+            return shape
+        return type(shape)([Size(size, ("size", symbol, axis)) for axis, size in enumerate(shape)])
+
+    def on_alias(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def aliased(tensor: Any, *args: Any) -> Any:
+            result = original(tensor, *args)
+            if self.listening and id(tensor) in self.symbols:
+                self.symbols[id(result)] = self.symbols[id(tensor)]
+                self.alive.append(result)
+            return result
+
+        return aliased
+
+    def on_misuse(self, original: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def misused(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.listening and self.is_followed((tensor, args, kwargs)):
+                raise _CannotFollowError(what)
+            return original(tensor, *args, **kwargs)
+
+        return misused
+
+    def on_function(self, name: str, function: Callable[..., Any], operator: str | None) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if not self.listening or not self.is_followed((args, kwargs)):
+                return function(*args, **kwargs)
+            if self.step is not None:
+                if operator is None:
+                    return function(*args, **kwargs)
+                return self.primitive(operator, function, args, kwargs)
+            plain = patches.out_of_place(name)
+            if plain is None:
+                raise _CannotFollowError("writes into a tensor")
+            call = function
+            if operator is not None:
+
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    return self.primitive(operator, function, args, kwargs)
+
+            short = name.rpartition(".")[2].strip("_")
+            given = self.encoded(args), self.encoded(kwargs)
+            step = Step(self.unique(self.within(short)), *given, self.scope, function=plain)
+            result = self.take(step, call, args, kwargs, writes=plain != name)
+            if plain != name and step.outputs is not None:  # from now on its first argument is what came out
+                self.symbols[id(args[0])] = step.outputs
+                self.alive.append(args[0])
+            return result
+
+        called.__wrapped__ = function  # type: ignore[attr-defined]
+        return called
+
+    def primitive(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        assert self.step is not None
+        encoded_args, encoded_kwargs = self.encoded(args), self.encoded(kwargs)
+        self.listening = False  # some operators of the Tensor class are made of others
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.listening = True
+        outputs = [self.symbol(leaf, name) for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        self.step.inside.append(Primitive(name.rstrip("_"), encoded_args, encoded_kwargs, outputs))
+        return result
+
+    def take(self, step: Step, call: Callable[..., Any], args: Any, kwargs: Any, *, writes: bool = False) -> Any:
+        """Do one step and write it down, if it does anything."""
+        self.step = step
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self.step = None
+        tensors = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        given = {id(leaf) for leaf in leaves((args, kwargs))}
+        if not tensors or (not writes and all(id(tensor) in given for tensor in tensors)):
+            return result
+        step.result = self.symbols.get(id(tensors[0]))
+        for index, tensor in enumerate(tensors):
+            self.symbol(tensor, step.name if index == 0 else f"{step.name}:{index}")
+        step.outputs = self.encoded(result)
+        self.trace.steps.append(step)
+        return result
+
+    # ---- layers --------------------------------------------------------------------------------------
+
+    def layer_call(self, original: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
+        if not self.listening or self.step is not None or not self.is_followed((args, kwargs)):
+            return original(layer, *args, **kwargs)
+        path = self.paths.get(id(layer)) or ("" if layer is self.model else layer.full_name())
+        reason = self.whole.get(id(layer), "")
+        if reason or is_leaf(layer):
+            return self.one_step(original, layer, path, args, kwargs, reason)
+        scope = Scope(layer, self.encoded(args), self.encoded(kwargs), self.scope, path)
+        self.trace.scopes.append(scope)
+        self.scope = scope
+        try:
+            outputs = original(layer, *args, **kwargs)
+        except _CannotFollowError as error:
+            if layer is not self.model:
+                self.whole.setdefault(id(layer), f"its forward {error}")
+                raise RetryError(self.whole) from error
+            raise
+        finally:
+            self.scope = scope.parent
+        scope.outputs = self.encoded(outputs)
+        return outputs
+
+    def one_step(
+        self, original: Callable[..., Any], layer: Any, path: str, args: Any, kwargs: Any, reason: str
+    ) -> Any:
+        """A layer as one step; its hooks run outside of it, as always."""
+        forward = layer.forward
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            step = Step(
+                self.unique(path or type(layer).__name__.lower()),
+                self.encoded(args),
+                self.encoded(kwargs),
+                self.scope,
+                layer=layer,
+                path=path,
+                weights=current_weights(layer),
+                reason=reason,
+            )
+            quiet = contextlib.ExitStack()
+            if reason:
+                self.listening = False
+                quiet.callback(setattr, self, "listening", True)
+            with quiet:
+                return self.take(step, forward, args, kwargs)
+
+        own = vars(layer).get("forward")
+        vars(layer)["forward"] = recorded
+        try:
+            return original(layer, *args, **kwargs)
+        finally:
+            vars(layer).pop("forward")
+            if own is not None:
+                vars(layer)["forward"] = own
+
+    # ---- symbols and names ---------------------------------------------------------------------------
+
+    def symbol(self, tensor: Any, name: str) -> Symbol:
+        shape = tuple(int(size) for size in self.shape.__get__(tensor))
+        made = Symbol(name, shape, dtype_name(tensor))
+        self.symbols[id(tensor)] = made
+        self.alive.append(tensor)
+        return made
+
+    def is_followed(self, nest: Any) -> bool:
+        return any(id(leaf) in self.symbols or isinstance(leaf, Size) for leaf in leaves(nest))
+
+    def encoded(self, nest: Any) -> Any:
+        def leaf_of(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                known = self.symbols.get(id(leaf))
+                if known is None:
+                    self.alive.append(leaf)
+                return known or Constant(leaf)
+            return leaf
+
+        return mapped(leaf_of, nest)
+
+    def within(self, name: str) -> str:
+        return f"{self.scope.path}.{name}" if self.scope and self.scope.path else name
+
+    def unique(self, path: str) -> str:
+        seen = self.names[path] = self.names.get(path, 0) + 1
+        return path if seen == 1 else f"{path}#{seen}"
+
+
+class RetryError(BaseException):
+    """A layer turned out not to be traceable: record again, with it whole."""
+
+    def __init__(self, whole: dict[int, str]) -> None:
+        super().__init__("record again")
+        self.whole = whole
+
+
+def is_leaf(layer: Any) -> bool:
+    """Whether a layer is one step: Paddle ships it, it calls no others, and has no activation of its own (as
+    ``nn.BatchNorm(act="relu")`` has)."""
+    shipped = type(layer).__module__.startswith("paddle.nn.")
+    return shipped and not layer._sub_layers and getattr(layer, "_act", None) is None
+
+
+def computed_weights(layer: Any) -> dict[str, tuple[str, ...]]:
+    """The weights that a hook computes from parameters (``weight`` from ``weight_v`` and ``weight_g``), and the
+    names of those."""
+    tensors = [*layer._buffers, *(name for name, value in vars(layer).items() if isinstance(value, Tensor))]
+    stored = [*layer._parameters, *layer._buffers]
+    made = {name: tuple(own for own in stored if own.startswith(f"{name}_")) for name in tensors}
+    hooked = bool(layer._forward_pre_hooks)
+    return {name: sources for name, sources in made.items() if hooked and sources}
+
+
+def current_weights(layer: Any) -> dict[str, Any]:
+    """The tensors that a layer computes with, by their names; not those of which a hook made others."""
+    hidden = {name for sources in computed_weights(layer).values() for name in sources}
+    found = {**layer._parameters, **layer._buffers}
+    found.update({name: value for name, value in vars(layer).items() if isinstance(value, Tensor)})
+    return {name: found[name] for name in sorted(found) if found[name] is not None and name not in hidden}
+
+
+def dtype_name(tensor: Any) -> str:
+    """The name of a tensor's type, such as ``"float32"``."""
+    return str(tensor.dtype).removeprefix("paddle.")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something, for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("---", "C++", "Error Message", "["))]
+    return (telling[0] if telling else type(error).__name__)[:200].rstrip(".:")
+
+
+@contextlib.contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    """Give parameters and buffers back the numbers that they had, whatever a forward writes into them."""
+    before = [(tensor, tensor.inplace_version, tensor.clone()) for tensor in stored(model)]
+    try:
+        yield
+    finally:
+        for tensor, version, value in before:
+            if tensor.inplace_version != version:
+                tensor.copy_(value, True)
+
+
+def stored(model: Any) -> list[Any]:
+    """The parameters and buffers of a model, each once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return list({id(tensor): tensor for tensor in tensors if tensor._is_initialized()}.values())

@@ -1,0 +1,507 @@
+"""Models as people write them, each with the number of operators that folding must leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    build: Callable[[], Any]
+    operators: int
+    shape: Any
+    says: tuple[str, ...] = ()  # what the plan must say of what is kept apart
+
+
+ZOO: list[Entry] = []
+
+
+def entry(operators: int, shape: Any, *says: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    def note(build: Callable[[], Any]) -> Callable[[], Any]:
+        ZOO.append(Entry(build.__name__, lambda: randomize(build()), operators, shape, says))
+        return build
+
+    return note
+
+
+def randomize(model: Any, seed: int = 0) -> Any:
+    """Weights of ordinary size, none of them at a value that hides a mistake (0, 1); in eval mode."""
+    rng = np.random.default_rng(seed)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        shape = tuple(tensor.shape)
+        if "variance" in name:
+            value = rng.uniform(0.3, 2.0, shape)
+        elif len(shape) > 1:
+            value = rng.normal(size=shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
+        else:
+            value = rng.uniform(0.3, 1.2, shape) * rng.choice([-1.0, 1.0], shape)
+        tensor.set_value(paddle.to_tensor(np.asarray(value, dtype="float32")).astype(tensor.dtype))
+    model.eval()
+    return model
+
+
+class Body(nn.Layer):
+    """Layers with a forward that is a function: ``Body(lambda self, x: ..., conv=nn.Conv2D(...))``."""
+
+    def __init__(self, body: Callable[..., Any], **layers: Any) -> None:
+        super().__init__()
+        self.body = body
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Any) -> Any:
+        return self.body(self, x)
+
+
+def conv(a: int, b: int, k: Any, **kwargs: Any) -> Any:
+    padding = kwargs.pop("padding", k // 2 if isinstance(k, int) else [n // 2 for n in k])
+    return nn.Conv2D(a, b, k, padding=padding, **kwargs)
+
+
+def conv_bn(a: int, b: int, k: Any, **kwargs: Any) -> Any:
+    return nn.Sequential(conv(a, b, k, bias_attr=False, **kwargs), nn.BatchNorm2D(b))
+
+
+IMAGE = (None, 4, 8, 9)
+FREE = (None, 4, None, None)
+
+
+# ---- chains ----------------------------------------------------------------------------------------
+
+
+@entry(2, IMAGE)
+def conv_bn_relu() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 5, 3), nn.BatchNorm2D(5), nn.ReLU())
+
+
+@entry(1, IMAGE)
+def bn_in_front_of_valid() -> Any:
+    return nn.Sequential(nn.BatchNorm2D(4), nn.Conv2D(4, 5, 3))
+
+
+@entry(2, IMAGE, "zero padding after a bias is not a convolution at the border")
+def bn_in_front_of_padded() -> Any:
+    return nn.Sequential(nn.BatchNorm2D(4), conv(4, 5, 3))
+
+
+@entry(2, IMAGE, "zero padding after a bias is not a convolution at the border")
+def biased_pointwise_before_padded() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 8, 1), conv(8, 5, 3))
+
+
+@entry(1, IMAGE)
+def unbiased_pointwise_before_padded() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 8, 1, bias_attr=False), conv(8, 5, 3))
+
+
+@entry(2, IMAGE, "together they would take")
+def depthwise_separable_stays() -> Any:
+    return nn.Sequential(conv(4, 4, 3, groups=4, bias_attr=False), nn.BatchNorm2D(4), nn.Conv2D(4, 8, 1))
+
+
+@entry(1, (None, 10))
+def dense_chain() -> Any:
+    return nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1D(32), nn.Dropout(0.5), nn.Linear(32, 4))
+
+
+@entry(1, (None, 10))
+def dropout_that_scales_in_inference() -> Any:
+    return nn.Sequential(nn.Linear(10, 6), nn.Dropout(0.4, mode="downscale_in_infer"), nn.Linear(6, 4))
+
+
+@entry(1, (None, 7, 10))
+def dense_on_sequences() -> Any:
+    return nn.Sequential(nn.Linear(10, 12), nn.Linear(12, 4))
+
+
+@entry(3, IMAGE)
+def two_norms_between_relus_stay_one_operator() -> Any:
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm2D(4), nn.BatchNorm2D(4), nn.ReLU())
+
+
+@entry(3, (None, 6))
+def two_norms_of_features() -> Any:
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm1D(6), nn.BatchNorm1D(6), nn.ReLU())
+
+
+@entry(1, IMAGE)
+def pad_then_valid() -> Any:
+    return nn.Sequential(nn.Pad2D([1, 0, 2, 1]), nn.Conv2D(4, 5, 3), nn.BatchNorm2D(5))
+
+
+@entry(2, IMAGE, "padding with 'reflect' is not a convolution at the border")
+def reflected() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2D(4))
+
+
+@entry(1, IMAGE)
+def same_padding_of_even_kernels() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 5, 4, padding="SAME"), nn.BatchNorm2D(5))
+
+
+@entry(1, IMAGE)
+def asymmetric_padding() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 5, 3, padding=[2, 0, 0, 1], stride=2), nn.BatchNorm2D(5))
+
+
+@entry(1, IMAGE)
+def padding_of_all_four_axes() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 5, 3, padding=[[0, 0], [0, 0], [1, 2], [0, 1]]), nn.BatchNorm2D(5))
+
+
+@entry(1, (None, 4, 11))
+def one_axis() -> Any:
+    return nn.Sequential(nn.Conv1D(4, 6, 3, padding=[2, 0], dilation=1), nn.BatchNorm1D(6))
+
+
+@entry(1, (None, 3, 5, 4, 6))
+def three_axes() -> Any:
+    return nn.Sequential(nn.Conv3D(3, 4, (3, 1, 3), padding=(1, 0, 1)), nn.BatchNorm3D(4))
+
+
+@entry(1, (None, 8, 9, 4))
+def channels_last() -> Any:
+    last = {"data_format": "NHWC"}
+    return nn.Sequential(nn.Conv2D(4, 6, 3, padding=1, **last), nn.BatchNorm2D(6, **last))
+
+
+@entry(1, (None, 11, 4))
+def channels_last_on_one_axis() -> Any:
+    last = {"data_format": "NLC"}
+    return nn.Sequential(nn.Conv1D(4, 6, 3, padding=1, **last), nn.BatchNorm1D(6, **last))
+
+
+@entry(2, IMAGE)
+def transposed_stays() -> Any:
+    return nn.Sequential(nn.Conv2DTranspose(4, 5, 3), nn.ReLU())
+
+
+@entry(1, IMAGE)
+def average_pool_that_counts_padding() -> Any:
+    return nn.Sequential(nn.AvgPool2D(3, 2, padding=1, exclusive=False), nn.Conv2D(4, 1, 1))
+
+
+@entry(2, IMAGE, "leaves padded positions out of the average")
+def average_pool_that_does_not() -> Any:
+    return nn.Sequential(nn.AvgPool2D(3, 2, padding=1), nn.Conv2D(4, 2, 1))
+
+
+@entry(1, (None, 4, 11))
+def average_pool_of_one_axis() -> Any:
+    return nn.Sequential(nn.AvgPool1D(3, 2), nn.Conv1D(4, 1, 1))
+
+
+@entry(1, (None, 4, 8, 8))
+def adaptive_pool_of_equal_windows() -> Any:
+    return nn.Sequential(nn.AdaptiveAvgPool2D(4), nn.Conv2D(4, 1, 1))
+
+
+@entry(2, (None, 4, 9, 9), "its windows have different sizes")
+def adaptive_pool_of_other_windows() -> Any:
+    return nn.Sequential(nn.AdaptiveAvgPool2D(4), nn.Conv2D(4, 2, 1))
+
+
+# ---- branches ----------------------------------------------------------------------------------------
+
+
+class RepVGG(nn.Layer):
+    def __init__(self, a: int, b: int, stride: int = 1, groups: int = 1, alpha: float | None = None) -> None:
+        super().__init__()
+        self.three = conv_bn(a, b, 3, stride=stride, groups=groups)
+        self.one = conv_bn(a, b, 1, stride=stride, groups=groups)
+        self.identity = nn.BatchNorm2D(a) if a == b and stride == 1 else None
+        self.alpha = None
+        if alpha is not None:
+            self.alpha = self.create_parameter([1], default_initializer=nn.initializer.Constant(alpha))
+        self.act = nn.ReLU()
+
+    def forward(self, x: Any) -> Any:
+        y = self.one(x)
+        y = self.three(x) + (y if self.alpha is None else self.alpha * y)
+        return self.act(y if self.identity is None else y + self.identity(x))
+
+
+@entry(4, IMAGE)
+def repvgg_twice() -> Any:
+    return nn.Sequential(RepVGG(4, 4, alpha=-0.5), RepVGG(4, 6, stride=2))
+
+
+@entry(4, FREE)
+def repvgg_at_an_unknown_size() -> Any:
+    return nn.Sequential(RepVGG(4, 4, groups=2), RepVGG(4, 6, stride=2))
+
+
+@entry(1, IMAGE)
+def asymmetric_branches() -> Any:
+    return Body(
+        lambda m, x: m.a(x) + m.b(x) + m.c(x), a=conv_bn(4, 4, 3), b=conv_bn(4, 4, (1, 3)), c=conv_bn(4, 4, (3, 1))
+    )
+
+
+@entry(1, IMAGE)
+def dilated_branches() -> Any:
+    a, b = conv_bn(4, 4, 5), conv_bn(4, 4, 3, dilation=2, padding=2)
+    return Body(lambda m, x: m.a(x) - m.b(x) * 0.5, a=a, b=b)
+
+
+@entry(1, IMAGE)
+def diverse_branch_padded_first() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        padded = F.pad(x, [1, 1, 1, 1])
+        return m.a(x) + m.c(m.b(padded)) + m.d(m.pool(m.e(padded))) + m.f(padded)[:, :, 1:-1, 1:-1]
+
+    return Body(
+        body,
+        a=conv_bn(4, 4, 3),
+        b=conv_bn(4, 6, 1),
+        c=conv_bn(6, 4, 3, padding=0),
+        d=nn.BatchNorm2D(4),
+        e=conv_bn(4, 4, 1),
+        pool=nn.AvgPool2D(3, 1),
+        f=conv_bn(4, 4, 1),
+    )
+
+
+@entry(1, IMAGE)
+def depthwise_branches() -> Any:
+    a, b = conv(4, 4, 5, groups=4), conv_bn(4, 4, 3, groups=4)
+    return Body(lambda m, x: m.a(x) + m.b(x) + x, a=a, b=b)
+
+
+@entry(1, IMAGE)
+def concat_then_pointwise() -> Any:
+    a, b, last = conv_bn(4, 8, 3), conv_bn(4, 8, 3), nn.Conv2D(20, 4, 1)
+    return Body(lambda m, x: m.last(paddle.concat([m.a(x), m.b(x), x], axis=1)), a=a, b=b, last=last)
+
+
+@entry(1, IMAGE)
+def split_and_join_is_a_grouped_convolution() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        a, b = paddle.split(x, 2, axis=1)
+        return paddle.concat([m.a(a), m.b(b)], axis=1)
+
+    return Body(body, a=conv(2, 4, 3), b=conv(2, 4, 3))
+
+
+@entry(1, IMAGE)
+def chunk_slice_and_getitem() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        a, b = paddle.chunk(x, 2, axis=1)
+        c = paddle.slice(x, [1], [1], [3])
+        return m.a(a) + m.b(b) + m.a(c) - m.b(x[:, ::2])
+
+    return Body(body, a=conv(2, 4, 3), b=conv(2, 4, 3))
+
+
+def shuffle(x: Any, groups: int) -> Any:
+    b, c, h, w = x.shape
+    y = paddle.reshape(x, [b, groups, c // groups, h, w])
+    return paddle.reshape(paddle.transpose(y, [0, 2, 1, 3, 4]), [b, c, h, w])
+
+
+@entry(1, FREE)
+def shuffle_between_pointwise() -> Any:
+    a, b = nn.Conv2D(4, 8, 1), nn.Conv2D(8, 3, 1)
+    return Body(lambda m, x: m.b(shuffle(m.a(x), 2)), a=a, b=b)
+
+
+@entry(1, IMAGE)
+def shuffle_layer_between_pointwise() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 8, 1), nn.ChannelShuffle(4), nn.Conv2D(8, 3, 1))
+
+
+@entry(1, IMAGE)
+def arithmetic_of_numbers() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        y = 2 - m.a(x) * 0.5
+        y = paddle.scale(y / 3, scale=0.7, bias=0.2, bias_after_scale=False)
+        return 1.5 * (-y) + paddle.add_n([y, x])
+
+    return Body(body, a=conv(4, 4, 3))
+
+
+@entry(1, IMAGE)
+def keywords_turned_around() -> Any:
+    return Body(lambda m, x: paddle.subtract(y=m.a(x), x=m.b(x)), a=conv(4, 4, 3), b=conv(4, 4, 3))
+
+
+class Gates(nn.Layer):
+    """Constants per channel: a parameter, a buffer, a number that forward makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 4, 3)
+        self.gate = self.create_parameter([1, 4, 1, 1])
+        self.register_buffer("mean", paddle.ones([4]))
+
+    def forward(self, x: Any) -> Any:
+        mean = self.mean.reshape([1, -1, 1, 1])
+        return self.conv(x) * self.gate - mean + paddle.to_tensor([1.0, 2.0, 3.0, 4.0]).reshape([4, 1, 1])
+
+
+@entry(1, IMAGE)
+def constants_per_channel() -> Any:
+    return Gates()
+
+
+class Functional(nn.Layer):
+    """Everything by functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = self.create_parameter([4, 4, 3, 3])
+        self.b = self.create_parameter([4], is_bias=True)
+        self.m = self.create_parameter([6, 4])
+        for name in ("mean", "variance", "gamma", "beta"):
+            self.register_buffer(name, paddle.ones([4]))
+
+    def forward(self, x: Any) -> Any:
+        y = F.conv2d(x, self.w, self.b, padding=1)
+        y = F.batch_norm(y, self.mean, self.variance, self.gamma, self.beta)
+        y = F.relu(y)
+        y = F.adaptive_avg_pool2d(y, 1).flatten(1)
+        y = F.dropout(paddle.matmul(y, self.m, transpose_y=True), 0.3, training=self.training)
+        return y @ self.m * 0.1
+
+
+@entry(5, IMAGE)
+def functions_only() -> Any:
+    return Functional()
+
+
+class ComputedKernel(nn.Layer):
+    """A kernel that forward computes: a masked, standardized one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = self.create_parameter([4, 4, 3, 3])
+        self.bn = nn.BatchNorm2D(4)
+
+    def forward(self, x: Any) -> Any:
+        w = self.w - self.w.mean(axis=[1, 2, 3], keepdim=True)
+        return F.relu(self.bn(F.conv2d(x, w / w.norm(), padding=1)))
+
+
+@entry(2, IMAGE)
+def computed_kernel() -> Any:
+    return ComputedKernel()
+
+
+@entry(2, IMAGE)
+def weight_norm_of_paddle() -> Any:
+    return nn.Sequential(nn.utils.weight_norm(nn.Conv2D(4, 5, 3)), nn.BatchNorm2D(5), nn.ReLU())
+
+
+# ---- whole networks ------------------------------------------------------------------------------------
+
+
+@entry(5, IMAGE)
+def residual_across_a_relu_stays() -> Any:
+    return Body(lambda m, x: F.relu(m.b(F.relu(m.a(x))) + x), a=conv_bn(4, 4, 3), b=conv_bn(4, 4, 3))
+
+
+@entry(6, IMAGE, "needed elsewhere too")
+def tapped_middle() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        middle = m.c(x)
+        return F.relu(m.n(middle) + m.o(x)), F.relu(middle)
+
+    return Body(body, c=conv(4, 4, 3, bias_attr=False), n=nn.BatchNorm2D(4), o=conv_bn(4, 4, 1))
+
+
+@entry(4, IMAGE)
+def shared_convolution() -> Any:
+    return Body(lambda m, x: (m.b(m.c(x)), F.relu(m.c(F.relu(x)))), c=conv(4, 4, 3), b=nn.BatchNorm2D(4))
+
+
+class TwoInputs(nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_bn(4, 3, 3), conv_bn(4, 3, 3)
+
+    def forward(self, left: Any, right: Any) -> Any:
+        return {"sum": F.relu(self.a(left) + self.b(right)), "left": self.a(left)}
+
+
+@entry(5, (IMAGE, IMAGE))
+def two_inputs() -> Any:
+    return TwoInputs()
+
+
+class DictInput(nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_bn(4, 3, 3)
+
+    def forward(self, inputs: Any) -> Any:
+        return [F.relu(self.body(inputs["image"])), inputs["scale"] * 2.0]
+
+
+@entry(3, {"image": IMAGE, "scale": (None, 2)})
+def dict_of_inputs() -> Any:
+    return DictInput()
+
+
+class LooksAtValues(nn.Layer):
+    def forward(self, x: Any) -> Any:
+        return F.relu(x) if float(x.max()) > 0 else -x
+
+
+@entry(3, IMAGE, "its forward looks at the values of a tensor")
+def a_layer_that_looks_at_values_stays_whole() -> Any:
+    return nn.Sequential(conv_bn(4, 4, 3), LooksAtValues(), conv_bn(4, 4, 3))
+
+
+class WritesInto(nn.Layer):
+    def forward(self, x: Any) -> Any:
+        y = x.clone()
+        y[:, 0] = 0.0
+        return y
+
+
+@entry(3, IMAGE, "its forward writes into a tensor")
+def a_layer_that_writes_stays_whole() -> Any:
+    return nn.Sequential(conv_bn(4, 4, 3), WritesInto(), conv_bn(4, 4, 3))
+
+
+class BakesSize(nn.Layer):
+    def forward(self, x: Any) -> Any:
+        return x.reshape([int(x.shape[0]), 4, -1]).flatten(1)
+
+
+@entry(2, IMAGE, "bound to a size of its input")
+def a_layer_that_bakes_the_batch_stays_whole() -> Any:
+    return nn.Sequential(conv_bn(4, 4, 3), BakesSize())
+
+
+class Csp(nn.Layer):
+    """The shape of PP-YOLOE's backbone: a stem, stages of cross-stage-partial RepVGG residuals, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv_bn(4, 4, 3, stride=2), nn.Silu(), conv_bn(4, 8, 3), nn.Silu())
+        self.left, self.right = conv_bn(8, 4, 1), conv_bn(8, 4, 1)
+        self.blocks = nn.Sequential(RepVGG(4, 4, alpha=0.3), RepVGG(4, 4, alpha=-0.3))
+        self.attention = nn.Conv2D(8, 8, 1)
+        self.out = conv_bn(8, 6, 1)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        y = paddle.concat([F.silu(self.left(x)), self.blocks(F.silu(self.right(x)))], axis=1)
+        weight = F.hardsigmoid(self.attention(y.mean((2, 3), keepdim=True)))
+        return F.silu(self.out(y * weight))
+
+
+@entry(19, (None, 4, 16, 16))
+def csp_resnet() -> Any:
+    return Csp()
