@@ -99,6 +99,14 @@ def test_the_mean_means_nothing_once_centered(name):
     np.testing.assert_allclose(method(name).compose(NUMPY, v + 4), method(name).compose(NUMPY, v), atol=1e-13)
 
 
+@pytest.mark.parametrize("name", CENTERED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_that_is_constant_but_for_rounding_has_no_direction(name, dtype):
+    v = np.full((1, 1000), 3.0, dtype)
+    v[0, 500] = np.nextafter(v[0, 500], np.asarray(4, dtype))
+    np.testing.assert_array_equal(method(name, 0.0).compose(NUMPY, v), 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_orthogonal_to_the_direction_without_epsilon(name):
     v = rows()[:1]
