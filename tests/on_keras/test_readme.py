@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/keras.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/keras.md", "docs/weight-normalization.md"])
 @pytest.mark.filterwarnings("ignore:.*changes what the layer")
 def test_examples_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")

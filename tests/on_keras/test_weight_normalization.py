@@ -11,10 +11,11 @@ from keras import layers, ops
 
 import refold
 from refold.keras.normalization import WeightNormalization, weight_normalization
-from refold.weights import METHODS, NUMPY, method
+from refold.weights import METHODS, NUMPY, Centered, LowRank, Spectral, TimmStandardization, method
 
 BACKEND = keras.backend.backend()
 NAMES = sorted(METHODS)
+CENTERED = [name for name in NAMES if method(name).centered]
 
 
 def image(*shape):
@@ -60,7 +61,7 @@ KINDS = {
     "embedding": (lambda: layers.Embedding(7, 4), tokens(2, 5), {"embeddings": (0,)}),
 }
 NORMALIZERS = {
-    **{name: lambda name=name: name for name in NAMES},
+    **{name: lambda name=name: name for name in ("layer", "rms", "unit")},
     "LayerNormalization": lambda: layers.LayerNormalization(),
     "RMSNormalization": lambda: layers.RMSNormalization(),
     "UnitNormalization": lambda: layers.UnitNormalization(),
@@ -201,7 +202,7 @@ def test_an_output_channel_is_a_unit(kind):
     close(wrapped(x), before * factor)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["unit", "layer", "rms"])
 def test_formula(name):
     layer = layers.Dense(3, use_bias=False)
     wrapped = WeightNormalization(layer, name)
@@ -343,7 +344,7 @@ def test_gradients_against_differences_in_float64(name):
     kernel = rng.normal(size=(6, 3)).astype("float32").astype("float64")
     wrapped = built(name, kernel)
     target = rng.normal(size=(6, 3)).astype("float32")
-    variables = [wrapped.layer.kernel, wrapped.gain] + ([wrapped.offset] if name == "layer" else [])
+    variables = [wrapped.layer.kernel, wrapped.gain] + ([wrapped.offset] if name in CENTERED else [])
     found = gradients(lambda: weighed(wrapped, target), variables)
     values = [v.numpy().astype("float64") for v in variables]
 
@@ -753,6 +754,68 @@ def test_round_trips_of_a_layer(kind):
     np.testing.assert_array_equal(number(restored(x)), expected)
 
 
+CHOSEN = [Centered(activation="relu"), TimmStandardization(1e-5, scaled=True, activation="silu")]
+
+
+@pytest.mark.parametrize("normalizer", CHOSEN, ids=["centered", "timm"])
+def test_a_method_with_parameters_is_attached_saved_and_restored(normalizer, tmp_path):
+    layer, x = layers.Dense(3), image(4, 5)
+    before = number(layer(x))
+    wrapped = WeightNormalization(layer, normalizer)
+    model = keras.Sequential([keras.Input((5,)), wrapped])
+    close(model(x), before)
+    wrapped.gain.assign(wrapped.gain * 1.5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[-1].method == normalizer
+    np.testing.assert_array_equal(number(loaded(x)), number(model(x)))
+    np.testing.assert_array_equal(number(pickle.loads(pickle.dumps(wrapped))(x)), number(model(x)))
+    config = {**wrapped.get_config(), "normalizer": {"method": "Centered", "command": "x"}}
+    with pytest.raises(ValueError, match="no weight normalization 'Centered' with command"):
+        WeightNormalization.from_config(config)
+
+
+@pytest.mark.parametrize("normalizer", [*NAMES, *CHOSEN], ids=str)
+def test_every_method_folds_after_training(normalizer):
+    entry = keras.Input((6, 6, 3))
+    x = WeightNormalization(layers.Conv2D(4, 3, activation="relu"), normalizer)(entry)
+    model = keras.Model(entry, WeightNormalization(layers.Dense(2), normalizer)(layers.Flatten()(x)))
+    for wrapped in (model.layers[1], model.layers[-1]):
+        for variable in wrapped.trainable_variables:
+            variable.assign(variable + 0.1 * keras.random.normal(variable.shape, seed=1))
+    plain = refold.fold(model)
+    assert not any(isinstance(layer, WeightNormalization) for layer in plain.layers)
+    inputs = image(3, 6, 6, 3)
+    close(plain(inputs), model(inputs), 1e-5)
+
+
+def test_methods_of_the_whole_matrix_have_right_gradients_on_this_backend():
+    rng = np.random.default_rng(4)
+    target, base = rng.normal(size=(4, 6)), rng.normal(size=(4, 6))
+    state = Spectral().advance(NUMPY, base, Spectral().attach(rng.normal(size=(4, 6)))[0])
+    gain, up, down = np.full((1, 1), 1.5), rng.normal(size=(4, 2)), rng.normal(size=(2, 6))
+
+    def spectral(xp, w, left, right, gain):
+        return Spectral(1e-3).compose(xp, w, (left, right), gain)
+
+    def low_rank(xp, up, base, down):
+        return LowRank(0.5).compose(xp, base, up, down)
+
+    for make, value, constants in ((spectral, base, (*state, gain)), (low_rank, up, (base, down))):
+        variable = keras.Variable(value, dtype="float32")
+        tensors = [ops.convert_to_tensor(constant, "float32") for constant in (*constants, target)]
+
+        def weighed_sum(make=make, variable=variable, tensors=tensors):
+            return ops.sum(make(ops, ops.convert_to_tensor(variable), *tensors[:-1]) * tensors[-1])
+
+        (found,) = gradients(weighed_sum, [variable])
+        for place in np.ndindex(value.shape):
+            step = np.zeros_like(value)
+            step[place] = 1e-6
+            high, low = (np.sum(make(NUMPY, value + change, *constants) * target) for change in (step, -step))
+            assert found[place] == pytest.approx((high - low) / 2e-6, rel=1e-4, abs=1e-5)
+
+
 def test_loading_says_nothing(tmp_path):
     model = quietly(lambda: keras.Sequential([keras.Input((6,)), WeightNormalization(layers.Dense(3), gain=False)]))
     model.save(tmp_path / "model.keras")
@@ -863,7 +926,14 @@ REFUSED = {
     "no such axis": (lambda: WeightNormalization(layers.Dense(2), axis=4).build((2, 2)), "has no axes"),
     "lora": (lambda: WeightNormalization(layers.Dense(2, lora_rank=1)).build((2, 2)), "adapted by LoRA"),
     "name": (lambda: WeightNormalization(layers.Dense(2), "weight"), "no weight normalization named 'weight'"),
-    "normalizer": (lambda: WeightNormalization(layers.Dense(2), 3), "must be a name or a Keras layer, not 3"),
+    "epsilon of a method": (
+        lambda: WeightNormalization(layers.Dense(2), Centered(), 1e-3),
+        r"epsilon is for named normalizers: Centered\(.*\) has its own",
+    ),
+    "normalizer": (
+        lambda: WeightNormalization(layers.Dense(2), 3),
+        "must be a name, a method or a Keras layer, not 3",
+    ),
     "epsilon": (lambda: WeightNormalization(layers.Dense(2), epsilon=-1.0), "epsilon must be a finite number"),
     "epsilon twice": (
         lambda: WeightNormalization(layers.Dense(2), layers.LayerNormalization(), 1e-3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
 import keras
@@ -14,9 +14,23 @@ from keras import ops
 from keras.src import backend
 from keras.src.backend.common import global_state
 
-from refold.weights import NUMPY, Normalization, Parts, Rows, fit_rows, method, widen, working_dtype
+from refold.weights import (
+    NUMPY,
+    Centered,
+    Normalization,
+    Parts,
+    Rows,
+    TimmStandardization,
+    fit_rows,
+    method,
+    widen,
+    working_dtype,
+)
 
 Tensor = Any
+
+# Methods that are given as themselves, because they have more parameters than an epsilon.
+CHOSEN = (Centered, TimmStandardization)
 
 # Relative to the largest weight of a row: anything above is not rounding.
 ROUNDING = 1e-4
@@ -144,11 +158,15 @@ def _as_stored() -> Iterator[None]:
         global_state.set_global_attribute("autocast_scope", around)
 
 
+def _check_no_epsilon(called: str, epsilon: float | None) -> None:
+    if epsilon is not None:
+        raise ValueError(f"epsilon is for named normalizers: {called} has its own.")
+
+
 def _check_normalizer(normalizer: Any, epsilon: float | None) -> None:
     if not isinstance(normalizer, keras.Layer):
-        raise ValueError(f"the normalizer must be a name or a Keras layer, not {normalizer!r}.")
-    if epsilon is not None:
-        raise ValueError(f"epsilon is for named normalizers: the layer {_called(normalizer)} has its own.")
+        raise ValueError(f"the normalizer must be a name, a method or a Keras layer, not {normalizer!r}.")
+    _check_no_epsilon(f"the layer {_called(normalizer)}", epsilon)
     if isinstance(normalizer, keras.layers.BatchNormalization):
         raise ValueError(
             f"the layer {_called(normalizer)} normalizes over the output units, not over the weights of each."
@@ -160,6 +178,19 @@ def _check_normalizer(normalizer: Any, epsilon: float | None) -> None:
             f"the layer {_called(normalizer)} normalizes over axis {axis}: the weights of an output unit are "
             "a row, so it must be -1."
         )
+
+
+def _chosen(config: dict[str, Any]) -> Normalization:
+    """The method that ``get_config`` wrote.
+
+    Raises:
+        ValueError: it is none of :data:`CHOSEN`, or has other parameters.
+    """
+    parameters = {name: value for name, value in config.items() if name != "method"}
+    for kind in CHOSEN:
+        if kind.__name__ == config["method"] and parameters.keys() <= {field.name for field in fields(kind)}:
+            return kind(**parameters)
+    raise ValueError(f"there is no weight normalization {config['method']!r} with {', '.join(parameters)}.")
 
 
 def _centers(normalizer: Any) -> bool:
@@ -231,26 +262,28 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
         layer: the layer to normalize; built or not.
         normalizer: ``"unit"``, weight normalization (arXiv 1602.07868), ``g * v / (|v| + epsilon)``;
             ``"layer"``, weight standardization (arXiv 1903.10520),
-            ``g * (v - mean(v)) / (std(v) + epsilon)``; ``"rms"``, ``g * v / (rms(v) + epsilon)``; all row by
-            row, see :mod:`refold.weights`. Or a Keras layer that maps ``(units, fan_in)`` to the same shape
-            row by row, such as ``LayerNormalization()``, with its own epsilon and weights; it is used as it is
-            and made to compute in float32 (float64 for float64 weights).
+            ``g * (v - mean(v)) / (std(v) + epsilon)``; ``"rms"``, ``g * v / (rms(v) + epsilon)``; any other name
+            in :data:`refold.weights.METHODS`; all row by row. Or a method with its parameters, such as
+            ``refold.weights.Centered(activation="relu")``. Or a Keras layer that maps ``(units, fan_in)`` to the
+            same shape row by row, such as ``LayerNormalization()``, with its own epsilon and weights; it is used
+            as it is and made to compute in float32 (float64 for float64 weights).
         epsilon: added to the row's norm, standard deviation or root mean square, not under the root; by
-            default 0 for ``"unit"`` and ``"rms"`` and 1e-10 for ``"layer"``. Only for named normalizers.
+            default 0 for ``"unit"`` and ``"rms"`` and 1e-10 for ``"layer"``; where it sits in the other methods,
+            they say. Only for named normalizers.
         gain: whether each output unit has a learnable gain. Without it the rows keep the size that the
             normalizer gives them: this changes what the layer computes.
         offset: whether each output unit has a learnable number ``offset`` that is added to all its weights.
-            By default there is one where the normalizer takes the row's mean out (``"layer"``,
-            ``LayerNormalization``, ``GroupNormalization``) and there is a gain, because without it the mean is
-            lost and the layer computes something else. False is weight standardization with a gain, as in
-            the papers, and says that it changes the layer.
+            By default there is one where the normalizer takes the row's mean out (``"layer"``, ``"centered"``,
+            all standardizations, ``LayerNormalization``, ``GroupNormalization``) and there is a gain, because
+            without it the mean is lost and the layer computes something else. False is weight standardization
+            with a gain, as in the papers, and says that it changes the layer.
         axis: the axes of the kernel that number the output units, where it is not one of the layers above or
             another choice is meant (``axis=-1`` for an Embedding normalizes its columns).
         **kwargs: as for any Keras layer. ``dtype`` and ``trainable`` are by default the wrapped layer's.
 
     The weights are normalized in float32 or wider whatever the dtype policy, and rounded once to the kernel's
     dtype; gain and offset are float32 (float64 for float64 kernels). A row without direction (all zero;
-    all equal, for ``"layer"``) normalizes to 0 and passes no gradient.
+    all equal, where the mean is taken out) normalizes to 0 and passes no gradient.
 
     The regularizer of the wrapped layer's kernel sees the effective kernel, since the size of the direction
     means nothing. Its constraint is applied to the stored direction, as is an optimizer's weight decay.
@@ -284,6 +317,9 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
         self.method: Normalization | None = None
         if isinstance(normalizer, str):
             self.method = method(normalizer, epsilon)
+        elif isinstance(normalizer, CHOSEN):
+            _check_no_epsilon(repr(normalizer), epsilon)
+            self.method = normalizer
         else:
             _check_normalizer(normalizer, epsilon)
         self.epsilon = self.method.epsilon if self.method else None
@@ -526,11 +562,15 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """All arguments of the constructor, the layers serialized."""
-        normalizer = self.normalizer if self.method else keras.saving.serialize_keras_object(self.normalizer)
+        normalizer, epsilon = self.normalizer, self.epsilon
+        if isinstance(normalizer, CHOSEN):
+            normalizer, epsilon = {"method": type(normalizer).__name__, **asdict(normalizer)}, None
+        elif self.method is None:
+            normalizer = keras.saving.serialize_keras_object(normalizer)
         return {
             **super().get_config(),
             "normalizer": normalizer,
-            "epsilon": self.epsilon,
+            "epsilon": epsilon,
             "gain": self.use_gain,
             "offset": self.use_offset,
             "axis": self.axis,
@@ -540,8 +580,11 @@ class WeightNormalization(keras.layers.Wrapper):  # type: ignore[misc]
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """The layer of such a configuration."""
         config = dict(config)
+        normalizer = config["normalizer"]
+        if isinstance(normalizer, dict) and "method" in normalizer:
+            config["normalizer"] = _chosen(normalizer)
         for name in ("layer", "normalizer"):
-            if not isinstance(config[name], str):
+            if not isinstance(config[name], (str, *CHOSEN)):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
 

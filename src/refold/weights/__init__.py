@@ -7,25 +7,46 @@ matrix with one row per output unit and on a namespace of array functions: numpy
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from refold.weights.activations import ACTIVATION_GAINS, activation_gain
+from refold.weights.centered import Centered
+from refold.weights.conventions import (
+    DeepMindScaledStandardization,
+    OfficialStandardization,
+    TimmStandardization,
+)
 from refold.weights.fit import fit_rows
+from refold.weights.low_rank import LowRank, LowRankParts, MatrixNamespace
+from refold.weights.magnitude import MagnitudePreserving
 from refold.weights.method import Normalization
 from refold.weights.namespace import NUMPY, Array, Namespace, dtype_name, widen, working_dtype
 from refold.weights.rms import RootMeanSquare
 from refold.weights.rows import Rows
 from refold.weights.scaling import Parts
+from refold.weights.spectral import Spectral, SpectralState, spectral_error
 from refold.weights.standardization import Standardization
 from refold.weights.unit import Unit
 
 # The names that every front end accepts.
-METHODS: dict[str, type[Unit] | type[Standardization] | type[RootMeanSquare]] = {
+METHODS: dict[str, Callable[..., Normalization]] = {
     "unit": Unit,
     "layer": Standardization,
     "rms": RootMeanSquare,
+    "centered": Centered,
+    "magnitude": MagnitudePreserving,
+    "official-standardization": OfficialStandardization,
+    "timm-standardization": TimmStandardization,
+    "timm-scaled-standardization": partial(TimmStandardization, scaled=True),
+    "deepmind-scaled-standardization": DeepMindScaledStandardization,
 }
 
 
 def method(name: str, epsilon: float | None = None) -> Normalization:
     """The normalization of this name, with its own epsilon where none is given.
+
+    Methods with more to choose (the activation of :class:`Centered`) are made by their class.
 
     Raises:
         ValueError: the name is unknown, or epsilon is negative or not a number.
@@ -36,23 +57,36 @@ def method(name: str, epsilon: float | None = None) -> Normalization:
         return METHODS[name]()
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be a finite number that is not negative, not {epsilon}")
-    return METHODS[name](float(epsilon))
+    return METHODS[name](epsilon=float(epsilon))
 
 
 __all__ = [
+    "ACTIVATION_GAINS",
     "METHODS",
     "NUMPY",
     "Array",
+    "Centered",
+    "DeepMindScaledStandardization",
+    "LowRank",
+    "LowRankParts",
+    "MagnitudePreserving",
+    "MatrixNamespace",
     "Namespace",
     "Normalization",
+    "OfficialStandardization",
     "Parts",
     "RootMeanSquare",
     "Rows",
+    "Spectral",
+    "SpectralState",
     "Standardization",
+    "TimmStandardization",
     "Unit",
+    "activation_gain",
     "dtype_name",
     "fit_rows",
     "method",
+    "spectral_error",
     "widen",
     "working_dtype",
 ]

@@ -59,18 +59,16 @@ class Divisor(NamedTuple):
     size: Array
 
 
-def divisor(
-    xp: Namespace, values: Array, scale: Array, *, epsilon: float, average: bool, smallest: float = 0.0
-) -> Divisor:
+def divisor(xp: Namespace, values: Array, scale: Array, *, epsilon: float, average: bool) -> Divisor:
     """The root of the sum (or, with ``average``, of the mean) of squares of each row, plus ``epsilon``.
 
-    ``epsilon`` counts in the units of the weight, so it is divided by ``scale`` as the values are. Rows whose
-    root is not above ``smallest`` have no direction: their values are put to 0 and their root to 1, so that
-    neither they nor their gradients divide by zero.
+    ``epsilon`` counts in the units of the weight, so it is divided by ``scale`` as the values are. Rows of zeros
+    have no direction: their values stay 0 and their root is put to 1, so that neither they nor their gradients
+    divide by zero.
     """
     reduce = xp.mean if average else xp.sum
     square = reduce(values * values, axis=-1, keepdims=True)
-    empty = square <= smallest * smallest
+    empty = square <= 0
     one = xp.ones_like(square)
     root = xp.sqrt(xp.where(empty, one, square))
     size = root + epsilon / scale if epsilon else root

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
-
-from refold.weights.namespace import Array, Namespace, dtype_name, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor, scale_rows
+from refold.weights.centering import center_rows
+from refold.weights.namespace import Array, Namespace, widen
+from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor
 
 
 @final
@@ -46,12 +45,5 @@ class Standardization:
         return composed(xp, parts, gain, offset)
 
     def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale = scale_rows(xp, rows)
-        mean = xp.mean(values, axis=-1, keepdims=True)
-        values = values - mean
-        # The mean was rounded, and what is left of it would count as deviation in a nearly constant row.
-        rest = xp.mean(values, axis=-1, keepdims=True)
-        values = values - rest
-        smallest = float(np.finfo(dtype_name(rows)).eps) / 2
-        parts = divisor(xp, values, scale, epsilon=self.epsilon, average=True, smallest=smallest)
-        return parts, scale, mean + rest
+        values, scale, mean = center_rows(xp, rows)
+        return divisor(xp, values, scale, epsilon=self.epsilon, average=True), scale, mean
