@@ -14,12 +14,13 @@ from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.frontend import AnyArray, Identity, Lifted
+from refold.graph.graph import Graph
 from refold.graph.plan import Plan
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves
 from refold.torch import examples, execute, express
 from refold.torch.examples import to_numpy
-from refold.torch.lift import is_computed, lift_record, parameters_of, used
+from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
 from refold.torch.record import BoundError, Record, record_twice
 from refold.torch.trace import Step, UntraceableError, dtype_name, stored
@@ -57,7 +58,7 @@ class TorchFrontend:
         record, failed = _recorded(model, specs, examples.input_names(names, specs))
         graph = lift_record(model, record)
         return Lifted(
-            graph, model, Session(record, specs, names, failed), _evaluated(record), _notes(model, record)
+            graph, model, Session(record, specs, names, failed), _evaluated(graph, record), _notes(model, record)
         )
 
     def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
@@ -174,6 +175,11 @@ def _check(model: Any) -> None:
             raise InputError(
                 f"the model '{name}' has no numbers ('{path}' is on the meta device): load its weights first"
             )
+        if hasattr(tensor, "full_tensor"):
+            raise InputError(
+                f"'{path}' of the model '{name}' is sharded over processes: gather the weights first "
+                "(get_model_state_dict with full_state_dict=True) and load them into the unsharded model"
+            )
         if tensor.is_complex():
             raise InputError(f"'{path}' of the model '{name}' holds complex numbers, which refold does not fold")
 
@@ -204,18 +210,18 @@ def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool
     """Whether a model runs at certain sizes."""
     try:
         with torch.no_grad():
-            model(*examples.feeds(specs, 1, *attempt))
+            model.forward(*examples.feeds(specs, 1, *attempt))
     except Exception:  # whatever torch raises on sizes that do not fit
         return False
     return True
 
 
-def _evaluated(record: Record) -> tuple[str, ...]:
+def _evaluated(graph: Graph, record: Record) -> tuple[str, ...]:
     """The modules whose weights are computed from other parameters."""
     found = [
         step.scope.path if step.scope and step.scope.path else step.name
         for step in record.trace.steps
-        if any(is_computed(constant) for constant in step.constants)
+        if evaluated(graph, step)
     ]
     return tuple(dict.fromkeys(found))
 

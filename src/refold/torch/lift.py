@@ -293,6 +293,15 @@ def is_computed(constant: Constant) -> bool:
     return any(isinstance(tensor, torch.nn.Parameter) for tensor in sources(constant))
 
 
+def evaluated(graph: Graph, step: Step) -> list[Constant]:
+    """The constants of a step that are computed from parameters, and shipped as what they are. Where they are no
+    weights (a table of position biases that is picked apart and added), they are computed on as before."""
+    node = graph.producer.get(step.gives[0].name)
+    if step.what not in linear.WEIGHTED and (node is None or isinstance(node.op, Opaque)):
+        return []
+    return [constant for constant in step.constants if is_computed(constant)]
+
+
 def used(constant: Constant, doubles: dict[int, Any]) -> Any:
     """The tensor that a constant is shipped as: what is computed from trained parameters is computed in float64 and
     rounded once."""

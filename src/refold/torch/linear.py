@@ -397,6 +397,25 @@ OPERATORS: dict[str, Entry] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
 }
 
+# Functions that are not linear here, or not in words of the engine, but have weights that are shipped as such.
+WEIGHTED = frozenset(
+    [
+        *(f"conv_transpose{axes}d" for axes in (1, 2, 3)),
+        "bilinear",
+        "embedding",
+        "embedding_bag",
+        "gru",
+        "gru_cell",
+        "lstm",
+        "lstm_cell",
+        "multi_head_attention_forward",
+        "rnn_relu",
+        "rnn_relu_cell",
+        "rnn_tanh",
+        "rnn_tanh_cell",
+    ]
+)
+
 # Functions that only move elements.
 REARRANGING = frozenset(
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -23,8 +24,7 @@ from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch import express, functions
 from refold.torch.examples import to_numpy
-from refold.torch.lift import is_computed, parameters_of
-from refold.torch.linear import only_moves
+from refold.torch.lift import evaluated, is_computed, parameters_of
 from refold.torch.perform import in_double, sources
 from refold.torch.record import Record
 from refold.torch.trace import Scope, Step
@@ -117,7 +117,7 @@ class _Lowering:
         if type(scope.module).__module__.startswith("refold."):
             return True
         own = [step for step in self.inside.get(id(scope), []) if step.scope is scope]
-        return any(is_computed(constant) for step in own for constant in step.constants)
+        return any(evaluated(self.graph, step) for step in own)
 
     def is_untouched(self, scope: Scope, changed: set[str]) -> bool:
         inside = self.inside.get(id(scope), [])
@@ -229,14 +229,13 @@ class _Lowering:
         """The function of a step once more."""
         function = step.function
         args, kwargs = self.encoded((step.args, step.kwargs), step)
+        self.keep(step.outputs, self.called(function, args, kwargs))
+
+    def called(self, function: Any, args: Any, kwargs: Any) -> Any:
         if function is functions.set_item:
             made = self.fx.call_method("clone", (args[0],))
             self.fx.call_function(operator.setitem, (made, args[1], args[2]))
-        else:
-            made = self.called(function, args, kwargs)
-        self.keep(step.outputs, made)
-
-    def called(self, function: Any, args: Any, kwargs: Any) -> Any:
+            return made
         method = functions.method_name(function)
         if method is not None:
             return self.fx.call_method(method, args, kwargs)
@@ -253,6 +252,7 @@ class _Lowering:
 
     def encoded(self, nest: Any, step: Step | None = None) -> Any:
         names = {id(leaf): _PLACES.get(place, "") for place, leaf in enumerate(step.args)} if step else {}
+        baked = evaluated(self.graph, step) if step else []
 
         def leaf(entry: Any) -> Any:
             if isinstance(entry, Symbol):
@@ -260,14 +260,15 @@ class _Lowering:
             if isinstance(entry, Constant):
                 scope = step.scope.path if step is not None and step.scope else ""
                 name = names.get(id(entry)) or "constant"
-                return self.constant(entry, f"{scope}.{name}" if scope else name)
+                return self.constant(entry, f"{scope}.{name}" if scope else name, entry in baked)
             return self.size(formula_of(entry)) if isinstance(entry, Size) else entry
 
         return mapped(leaf, nest)
 
-    def constant(self, entry: Constant, wanted: str) -> Any:
-        """A constant: a parameter or buffer, a piece of one as it is cut out, or numbers that were computed."""
-        if entry.origin is None or is_computed(entry) or not only_moves(entry.origin):
+    def constant(self, entry: Constant, wanted: str, bake: bool = False) -> Any:
+        """A constant: a parameter or buffer; what is computed from such is computed as before, or, with ``bake``,
+        is a parameter of its own."""
+        if entry.origin is None or bake or not sources_are_stored(entry, self.paths):
             return self.fx.get_attr(self.tensor_at(entry, wanted))
         if id(entry) not in self.cut:
             origin = entry.origin
@@ -369,7 +370,7 @@ class _Lowering:
     def form_of_computed(self, step: Step) -> AffineForm | None:
         """What a step is, if its weights are computed and it can be written as a module with plain ones."""
         node = self.graph.producer.get(step.gives[0].name)
-        if node is None or not isinstance(node.op, Affine) or not any(map(is_computed, step.constants)):
+        if node is None or not isinstance(node.op, Affine) or not evaluated(self.graph, step):
             return None
         leaves = [self.forms.leaf(name) for name in node.inputs]
         form = self.forms.combine(node, [leaf for leaf in leaves if isinstance(leaf, AffineForm)])
@@ -485,6 +486,11 @@ class _Lowering:
             count += 1
             path = f"{base}_{count}"
         return path
+
+
+def sources_are_stored(constant: Constant, paths: Mapping[int, str]) -> bool:
+    """Whether a constant is computed from parameters and buffers of the model alone."""
+    return all(id(tensor) in paths for tensor in sources(constant))
 
 
 def _put(root: Any, path: str, part: Any) -> None:

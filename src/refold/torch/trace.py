@@ -155,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         with _untouched(self.model), _calls_of_modules(self.module_call), torch.no_grad(), self:
             try:
                 self.listening = True
-                outputs = self.model(*args)
+                outputs = Module.__call__(self.model, *args)  # not fx's own, which prints what went wrong
             except _CannotFollowError as error:
                 raise UntraceableError(f"its forward {error}") from error
             except Exception as error:  # whatever a user's forward may raise

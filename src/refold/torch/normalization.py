@@ -1,0 +1,308 @@
+"""Weight normalization for torch modules, as a parametrization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from refold.weights import Normalization, Parts, Rows, fit_rows, method, widen, working_dtype
+
+# Which axes of a stored weight number the output units, by kind of module and by the weight's name.
+UNIT_AXES: dict[type, tuple[int, ...]] = {
+    nn.Linear: (0,),
+    nn.Bilinear: (0,),
+    nn.Conv1d: (0,),
+    nn.Conv2d: (0,),
+    nn.Conv3d: (0,),
+    nn.Embedding: (0,),
+    nn.EmbeddingBag: (0,),
+}
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Weights with one row per output unit (of each gate, of each projection) under other names.
+_NAMED_ROWS: dict[type, tuple[str, ...]] = {
+    nn.RNNCellBase: ("weight_ih", "weight_hh"),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
+
+
+@final
+class _Torch:
+    """torch's functions under the names and with the arguments that :mod:`refold.weights` uses."""
+
+    abs = staticmethod(torch.abs)
+    clip = staticmethod(torch.clip)
+    floor = staticmethod(torch.floor)
+    log2 = staticmethod(torch.log2)
+    matmul = staticmethod(torch.matmul)
+    ones_like = staticmethod(torch.ones_like)
+    power = staticmethod(torch.pow)
+    reshape = staticmethod(torch.reshape)
+    sqrt = staticmethod(torch.sqrt)
+    transpose = staticmethod(torch.permute)
+    where = staticmethod(torch.where)
+    zeros_like = staticmethod(torch.zeros_like)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        """``x`` in another type."""
+        return x.to(getattr(torch, dtype))
+
+    def stop_gradient(self, x: Any) -> Any:
+        """``x`` as a constant."""
+        return x.detach()
+
+    def max(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        """The largest entry along an axis."""
+        return torch.amax(x, dim=axis, keepdim=keepdims)
+
+    def mean(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        """The mean along an axis."""
+        return torch.mean(x, dim=axis, keepdim=keepdims)
+
+    def sum(self, x: Any, *, axis: int, keepdims: bool) -> Any:
+        """The sum along an axis."""
+        return torch.sum(x, dim=axis, keepdim=keepdims)
+
+
+TORCH: Any = _Torch()
+
+
+class NormalizedWeight(nn.Module):
+    """A parametrization: the weight from its direction, and from a gain and an offset per output unit.
+
+    ``original0`` is the direction, in the shape and type of the weight; ``original1`` and ``original2`` are the
+    gain and the offset, where there are any, of shape ``(units,)`` in float32 or wider. ``rows`` is how the weight,
+    viewed as ``rows.shape``, is a matrix with one row per output unit.
+    """
+
+    def __init__(
+        self, rows: Rows, normalizer: Normalization | nn.Module, *, gain: bool, offset: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        self.method: Normalization | None = None
+        self.normalizer: nn.Module | None = None
+        if isinstance(normalizer, nn.Module):
+            self.normalizer = normalizer
+        else:
+            self.method = normalizer
+        self.gain = gain
+        self.offset = offset
+        self.dtype = dtype
+
+    def forward(self, direction: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        """The weight, in the shape and type of ``direction``."""
+        columns = [part.reshape(-1, 1) for part in parts]
+        gain = columns.pop(0) if self.gain else None
+        offset = columns.pop(0) if self.offset else None
+        matrix = self._composed(self._matrix(direction), gain, offset)
+        weight: torch.Tensor = self.rows.from_matrix(TORCH, matrix).reshape(direction.shape)
+        return weight.to(direction.dtype)
+
+    def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Direction, gain and offset with which :meth:`forward` gives ``weight``."""
+        matrix = self._matrix(weight)
+        if self.method is not None:
+            parts = self.method.decompose(TORCH, matrix)
+        else:
+            parts = fit_rows(TORCH, self._composed(matrix, None, None), matrix, offset=self.offset)
+        return (weight.detach().clone(), *self._used(parts))
+
+    def _matrix(self, weight: torch.Tensor) -> Any:
+        return self.rows.to_matrix(TORCH, widen(TORCH, weight.reshape(self.rows.shape)))
+
+    def _composed(self, matrix: Any, gain: Any, offset: Any) -> Any:
+        if self.method is not None:
+            return self.method.compose(TORCH, matrix, gain, offset)
+        assert self.normalizer is not None
+        normalized = self.normalizer(matrix)
+        normalized = normalized if gain is None else normalized * gain
+        return normalized if offset is None else normalized + offset
+
+    def _used(self, parts: Parts) -> list[torch.Tensor]:
+        wide = getattr(torch, working_dtype(str(self.dtype).removeprefix("torch.")))
+        zeros = torch.zeros(self.rows.units, 1, dtype=wide, device=parts.direction.device)
+        used = [parts.gain] if self.gain else []
+        used += [zeros if parts.offset is None else parts.offset] if self.offset else []
+        return [part.detach().reshape(-1).to(wide).clone() for part in used]
+
+
+def weight_normalization(
+    module: nn.Module,
+    name: str = "weight",
+    normalizer: str | Normalization | nn.Module = "unit",
+    *,
+    epsilon: float | None = None,
+    gain: bool = True,
+    offset: bool | None = None,
+    axis: int | Sequence[int] | None = None,
+) -> Any:
+    """Train the weight ``name`` of ``module`` as a direction and a gain per output unit; returns the module.
+
+    The weight is seen as a matrix with one row per output unit: a row of a Linear's weight, a filter of a
+    convolution (of transposed and grouped ones too), a row of an Embedding, a gate of one unit of a recurrent cell.
+    It becomes a parametrization of torch (``torch.nn.utils.parametrize``), whose tools keep working:
+    ``module.weight`` is the weight, ``module.parametrizations.weight.original0`` the direction, ``original1`` the
+    gain and, where the normalizer takes the row's mean out, ``original2`` the offset. They start such that nothing
+    changes that the module computes. :func:`refold.fold` makes plain weights of them again.
+
+    Args:
+        module: a module of torch, in place.
+        name: of the parameter.
+        normalizer: ``"unit"``, weight normalization (arXiv:1602.07868); ``"layer"``, weight standardization
+            (arXiv:1903.10520); or another name, or an object, of :mod:`refold.weights`; or a module that is applied
+            to the matrix, such as ``nn.LayerNorm(fan_in)`` or ``nn.RMSNorm(fan_in)``.
+        epsilon: added to the size of each row, not under the root; by default the normalizer's own.
+        gain: whether each unit has a learnable gain. Without it the rows keep the size that the normalizer
+            gives them, which changes what the module computes.
+        offset: whether each unit has a learnable offset; by default where it is needed to change nothing.
+        axis: the axes of the weight that number the output units, for other modules than those above.
+
+    The norms are computed in float32 or wider and rounded once to the weight's type. A weight that is frozen stays
+    so, gain and offset included. Attach before the optimizer is made: it has to see the new parameters.
+
+    Raises:
+        ValueError: the module is recurrent, has no such parameter or none yet, is normalized already, or nothing
+            tells its output units.
+    """
+    called = f"the module {type(module).__name__}"
+    if isinstance(module, nn.RNNBase):
+        raise ValueError(
+            f"{called} packs its weights where no parametrization of torch is seen, so normalizing '{name}' would "
+            "do nothing; build it of cells (nn.LSTMCell), whose weights can be normalized"
+        )
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(f"the parameter '{name}' of {called} is parametrized already")
+    weight = module._parameters.get(name)
+    if weight is None:
+        known = ", ".join(key for key, value in module._parameters.items() if value is not None) or "none"
+        raise ValueError(f"{called} has no parameter '{name}' of its own (it has: {known})")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"the parameter '{name}' of {called} has no shape yet: call the module once first")
+    if not weight.is_floating_point():
+        raise ValueError(f"the parameter '{name}' of {called} holds no real numbers")
+    chosen = method(normalizer, epsilon) if isinstance(normalizer, str) else normalizer
+    rows = _rows(module, name, tuple(weight.shape), axis)
+    if isinstance(chosen, nn.Module):
+        _check_normalizer(chosen, epsilon, rows)
+    centered = isinstance(chosen, nn.Module) or chosen.centered
+    use_offset = centered and gain if offset is None else offset
+    parametrization = NormalizedWeight(rows, chosen, gain=gain, offset=use_offset, dtype=weight.dtype)
+    mode = module.training
+    parametrize.register_parametrization(module, name, parametrization)
+    module.train(mode)  # what was added would be in training mode
+    return module
+
+
+def _rows(module: nn.Module, name: str, shape: tuple[int, ...], axis: int | Sequence[int] | None) -> Rows:
+    if axis is not None:
+        return Rows(shape, (axis,) if isinstance(axis, int) else tuple(axis))
+    if isinstance(module, _TRANSPOSED) and name == "weight":
+        # (in, out/groups, *taps): an output unit is one of a group, and sums over that group's inputs.
+        groups = module.groups
+        return Rows((groups, shape[0] // groups, *shape[1:]), (0, 2))
+    known = dict.fromkeys(UNIT_AXES, ("weight",)) | _NAMED_ROWS
+    for kind, names in known.items():
+        if isinstance(module, kind) and name in names:
+            return Rows(shape, UNIT_AXES.get(kind, (0,)))
+    raise ValueError(
+        f"nothing tells which axes of '{name}' number the output units of the module {type(module).__name__}: "
+        "pass axis"
+    )
+
+
+def _check_normalizer(normalizer: nn.Module, epsilon: float | None, rows: Rows) -> None:
+    called = f"the normalizer {type(normalizer).__name__}"
+    if epsilon is not None:
+        raise ValueError(f"epsilon is for named normalizers: {called} has its own")
+    if isinstance(normalizer, nn.modules.batchnorm._NormBase):
+        raise ValueError(f"{called} normalizes over the output units, not over the weights of each")
+    shape = getattr(normalizer, "normalized_shape", None)
+    if shape is not None and prod(shape) != rows.fan_in:
+        raise ValueError(f"{called} is for rows of {prod(shape)} weights; an output unit has {rows.fan_in}")
+
+
+def initialize_from_data(model: nn.Module, *inputs: Any) -> list[str]:
+    """Give every weight-normalized module of ``model`` pre-activations of mean 0 and variance 1 on a batch.
+
+    Source: Salimans and Kingma, "Weight Normalization", arXiv 1602.07868, section 3. For each output unit, with
+    the mean and the deviation of its outputs over the batch and all positions: ``g <- g / deviation`` and
+    ``b <- (b - mean) / deviation``. Modules are taken in the order in which they are called, each on what the
+    modules before it give by then; one that is called more than once is taken at its first call. A module without
+    a bias gets the variance only. A unit that gives one number on the whole batch keeps its gain.
+
+    This changes what the model computes, and doing it twice is as doing it once.
+
+    Args:
+        model: a module, called as it is (in eval mode, most likely).
+        inputs: a batch, as the model takes it.
+
+    Returns:
+        The names of the modules that were initialized, in their order.
+
+    Raises:
+        ValueError: a weight-normalized module has no gain, or is of a kind whose output does not have one axis
+            for its units; nothing is changed then.
+    """
+    wrapped = {module: name for name, module in model.named_modules() if _normalized(module) is not None}
+    for module in wrapped:
+        _check_output(module)
+    done: list[str] = []
+
+    def hook(module: Any, given: Any, output: Any) -> Any:
+        if wrapped[module] in done:
+            return None
+        done.append(wrapped[module])
+        _initialize(module, output)
+        return module.forward(*given)
+
+    handles = [module.register_forward_hook(hook) for module in wrapped]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return done
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+
+def _normalized(module: nn.Module) -> NormalizedWeight | None:
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    found: Any = getattr(module.parametrizations, "weight")[0]  # noqa: B009
+    return found if isinstance(found, NormalizedWeight) else None
+
+
+def _check_output(module: nn.Module) -> None:
+    own = _normalized(module)
+    assert own is not None
+    shown = f"the module {type(module).__name__}"
+    if not own.gain:
+        raise ValueError(f"{shown} is normalized without a gain, which data could set")
+    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        raise ValueError(
+            f"data-dependent initialization does not know which output of {shown} belongs to which gain"
+        )
+
+
+def _initialize(module: Any, output: torch.Tensor) -> None:
+    axis = 1 if isinstance(module, _CONVOLUTIONS) else -1
+    rows = output.detach().double().movedim(axis, 0).flatten(1)
+    mean, deviation = rows.mean(1), rows.std(1, correction=0)
+    # What is left of a constant by rounding is no deviation.
+    varies = deviation > 1e-6 * rows.abs().amax(1)
+    factor = 1.0 / torch.where(varies, deviation, torch.ones_like(deviation))
+    parts = module.parametrizations.weight
+    names = ["original1"] + (["original2"] if parts[0].offset else [])
+    for name in names:
+        part = getattr(parts, name)
+        part.copy_(part.double() * factor)
+    if module.bias is not None:
+        module.bias.copy_((module.bias.double() - mean) * factor)
