@@ -72,6 +72,14 @@ def test_folds_an_exported_program(folder: Path, capsys: pytest.CaptureFixture[s
     assert torch.allclose(torch.export.load("plain.pt2").module()(x), model(x), atol=1e-5)
 
 
+def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    assert main(["demo", "--framework", "torch", "--epochs", "1", "--out", str(tmp_path / "demo")]) == 0
+    assert "PROVED" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"rich.pt2", "plain.pt2", "plain.safetensors", "report.html", "certificate.json"} <= written
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "sentence"),
     [

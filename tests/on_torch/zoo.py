@@ -491,3 +491,79 @@ def pieces_of_parameters_stay_parameters() -> Any:
     parts = {"matrix": nn.Parameter(torch.empty(5, 4)), "table": nn.Parameter(torch.empty(9, 5))}
     parts["fold"] = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     return made(lambda s, x: forward(s, s.fold(x)), **parts)
+
+
+@entry(1)
+def grouped_branches_and_identity() -> Any:
+    """YOLOv7's RepConv with groups, where its own fold is wrong."""
+    return made(
+        lambda s, x: s.dense(x) + s.pointwise(x) + s.identity(x),
+        dense=conv_bn(4, 4, 3, groups=2),
+        pointwise=conv_bn(4, 4, 1, groups=2),
+        identity=nn.BatchNorm2d(4),
+    )
+
+
+@entry(1)
+def residual_of_a_dense_convolution() -> Any:
+    """RepViT's Residual, whose own fold takes every convolution for a depthwise one."""
+    return made(lambda s, x: x + s.conv(x), conv=conv_bn(4, 4, 3))
+
+
+@entry(1)
+def depthwise_with_identity_and_a_norm_behind() -> Any:
+    """RepViT's RepVGGDW: k x k, 1 x 1 with a bias and the input, and a batch norm behind their sum."""
+    return made(
+        lambda s, x: s.bn(s.conv(x) + s.point(x) + x),
+        conv=conv_bn(4, 4, 5, groups=4),
+        point=nn.Conv2d(4, 4, 1, groups=4),
+        bn=nn.BatchNorm2d(4),
+    )
+
+
+@entry(1)
+def dilated_branches() -> Any:
+    return made(
+        lambda s, x: s.one(x) + s.two(x) + s.three(x),
+        one=conv_bn(4, 4, 7, groups=4),
+        two=conv_bn(4, 4, 3, groups=4, dilation=2, padding=2),
+        three=conv_bn(4, 4, 3, groups=4, dilation=3, padding=3),
+    )
+
+
+@entry(1)
+def weights_summed_before_one_convolution() -> Any:
+    """OREPA: branches that are summed as weights, each with a factor per channel, and one batch norm behind."""
+
+    def forward(s: Any, x: Any) -> Any:
+        point = F.pad(s.point, (1, 1, 1, 1))
+        average = torch.einsum("oi,hw->oihw", s.average, torch.full((3, 3), 1 / 9))
+        deep = torch.einsum("mihw,om->oihw", s.inner, s.outer)
+        parts = torch.stack([s.origin, point, average, deep])
+        return s.bn(F.conv2d(x, torch.einsum("boihw,bo->oihw", parts, s.vector), padding=1))
+
+    shapes = {"origin": (6, 4, 3, 3), "point": (6, 4, 1, 1), "average": (6, 4), "inner": (3, 4, 3, 3)}
+    shapes |= {"outer": (6, 3), "vector": (4, 6)}
+    parts = {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}
+    return made(forward, bn=nn.BatchNorm2d(6), **parts)
+
+
+@entry(1, shape=(3, 4))
+def norm_in_front_of_two_averaged_heads() -> Any:
+    """LeViT's heads: a batch norm in front of each, and the mean of both."""
+    return made(
+        lambda s, x: (s.one(x) + s.two(x)) / 2,
+        one=nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5)),
+        two=nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5)),
+    )
+
+
+@entry(3)
+def implicit_knowledge() -> Any:
+    """YOLOv7's detection layer: a shift in front of a pointwise convolution, a factor behind it."""
+    return made(
+        lambda s, x: torch.sigmoid(s.factor * s.conv(s.shift + F.silu(x))),
+        shift=nn.Parameter(torch.empty(1, 4, 1, 1)),
+        factor=nn.Parameter(torch.empty(1, 6, 1, 1)),
+        conv=nn.Conv2d(4, 6, 1),
+    )

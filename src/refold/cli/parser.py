@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     demo = commands.add_parser("demo", help="train on real digits, fold, prove, time, report")
     demo.add_argument("--out", type=Path, default=Path("refold-demo"), metavar="FOLDER")
-    demo.add_argument("--framework", choices=["keras", "paddle"], default="keras", help="default: keras")
+    demo.add_argument("--framework", choices=["keras", "paddle", "torch"], default="keras", help="default: keras")
     demo.add_argument("--epochs", type=_positive, default=15, help="passes over the images (default 15)")
     _add_debug(demo)
     return parser.parse_args(arguments)

@@ -66,7 +66,7 @@ class Framework(Protocol):
         ...
 
 
-FRAMEWORKS = {"keras": "refold.demo.on_keras", "paddle": "refold.demo.on_paddle"}
+FRAMEWORKS = {"keras": "refold.demo.on_keras", "paddle": "refold.demo.on_paddle", "torch": "refold.demo.on_torch"}
 
 
 def run(folder: Path, epochs: int, framework: str = "keras") -> int:
