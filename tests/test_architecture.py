@@ -16,6 +16,7 @@ FRAMEWORKS = ("keras", "torch", "paddle", "onnx", "onnx_ir", "tensorflow", "jax"
 ALLOWED = {
     "algebra": ("numpy", "refold.algebra"),
     "graph": ("numpy", "refold.algebra", "refold.graph"),
+    "recording": ("refold.recording",),
     "weights": ("numpy", "refold.weights"),
     "blocks": ("numpy", "refold.algebra", "refold.blocks"),
     "proof": (

@@ -85,7 +85,7 @@ def is_dense(conv: AffineConv, *, channel_axis: int, dense: bool) -> bool:
     """Whether a map is written as a Linear: it needs the channels on the last axis."""
     axes = len(conv.windows)
     fits = conv.is_pointwise and conv.groups == 1 and channel_axis == axes + 1
-    return fits and (dense or axes not in _CONV or channel_axis != 1)
+    return fits and (dense or axes not in _CONV)
 
 
 def parameter(array: Array, like: Any, trainable: bool) -> Any:

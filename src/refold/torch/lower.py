@@ -400,6 +400,7 @@ class _Lowering:
                 tensor = self.on_axis(self.made[leaf], rank, own, axis)
                 results.append(self.scaled(tensor, term.scale, offset, axis, rank, wanted, like, trainable))
                 continue
+            # What was a convolution stays one, unless all around has its channels last.
             last = express.is_dense(term, channel_axis=rank - 1, dense=dense or own == axis == rank - 1)
             inner = rank - 1 if last and (own == rank - 1 or rank > 5 or rank == 2) else 1
             tensor = self.on_axis(self.made[leaf], rank, own, inner)
