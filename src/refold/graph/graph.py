@@ -6,7 +6,7 @@ the engine's words; every other node is opaque, and its outputs are the atoms of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
@@ -197,6 +197,17 @@ class Graph:
         """The values that must exist whatever is folded: outputs, and what opaque nodes read."""
         names = [name for node in self.nodes if isinstance(node.op, Opaque) for name in node.inputs]
         return tuple(dict.fromkeys([*names, *self.outputs]))
+
+
+def alive(nodes: Sequence[Node], outputs: tuple[str, ...]) -> list[Node]:
+    """The nodes that the outputs depend on."""
+    needed = set(outputs)
+    found = []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            found.append(node)
+            needed.update(node.inputs)
+    return found[::-1]
 
 
 @final

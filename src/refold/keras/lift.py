@@ -14,7 +14,7 @@ from keras.src.ops import core as core_ops
 
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value
+from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value, alive
 from refold.keras import linear
 from refold.keras.trace import Call, Constant, Scope, Trace, symbolic_tensors
 
@@ -101,7 +101,7 @@ def lift_trace(
             lift.add_value(output, call.name if index == 0 else f"{call.name}:{index}")
         _lift_call(lift, call)
     outputs = tuple(lift.names[id(tensor)] for tensor in symbolic_tensors(trace.outputs))
-    nodes = _alive(lift.nodes, outputs)
+    nodes = alive(lift.nodes, outputs)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     graph = Graph(values, tuple(nodes), inputs, outputs, parameters, largest)
@@ -299,14 +299,3 @@ def _same_numbers(array: Any, stored: Mapping[int, Any]) -> int | None:
         if value.size == array.size and np.array_equal(value.reshape(-1), array.reshape(-1)):
             return key
     return None
-
-
-def _alive(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
-    """The nodes that the outputs depend on."""
-    needed = set(outputs)
-    alive = []
-    for node in reversed(nodes):
-        if needed.intersection(node.outputs):
-            alive.append(node)
-            needed.update(node.inputs)
-    return alive[::-1]

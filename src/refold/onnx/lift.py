@@ -28,6 +28,7 @@ from refold.graph.graph import (
     Pad,
     Relayout,
     Value,
+    alive,
 )
 from refold.graph.layout import demanded_axis
 from refold.onnx.linear import Step, op_of
@@ -95,7 +96,7 @@ def lift_model(model: ir.Model) -> tuple[Graph, Record, tuple[str, ...]]:
     for value in model.graph.outputs:
         if lift.is_constant(value):
             lift.add_value(value)
-    nodes, exact, notes = lift.with_exact_borders(_alive(lift.nodes, outputs))
+    nodes, exact, notes = lift.with_exact_borders(alive(lift.nodes, outputs))
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)}
     used.update(outputs, (str(value.name) for value in inputs))
     values = {name: value for name, value in lift.values.items() if name in used}
@@ -356,17 +357,6 @@ class _Lift:
         axis = node.op.axis if node.op.axis is not None else 1
         op = Pad(node.op.widths, tuple(float(number) for number in form.bias), axis)
         return replace(node, op=op)
-
-
-def _alive(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
-    """The nodes that the outputs depend on."""
-    needed = set(outputs)
-    alive = []
-    for node in reversed(nodes):
-        if needed.intersection(node.outputs):
-            alive.append(node)
-            needed.update(node.inputs)
-    return alive[::-1]
 
 
 def _stored_numbers(model: ir.Model, found: Survey) -> tuple[int, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,6 +12,7 @@ import paddle
 from refold.errors import InputError
 from refold.frontend import AnyArray
 from refold.paddle.trace import dtype_name
+from refold.recording.arguments import is_shape
 from refold.recording.symbols import leaves, mapped
 
 # Sizes that stand in for open ones; two of them tell which sizes of the model follow. The pairs are tried
@@ -47,15 +47,6 @@ def specs_of(model: Any, example: Any) -> tuple[Any, ...]:
     return (_spec(example, dtype),)
 
 
-def is_shape(example: Any) -> bool:
-    """Whether an example is a shape and not a nest of inputs."""
-    return (
-        isinstance(example, tuple | list)
-        and len(example) > 0
-        and all(size is None or (isinstance(size, int) and not isinstance(size, bool)) for size in example)
-    )
-
-
 def _spec(example: Any, dtype: str) -> Any:
     if is_shape(example):
         return Spec((None, *(None if size in (None, -1) else int(size) for size in example[1:])), dtype)
@@ -88,32 +79,6 @@ def array_of(example: Any) -> AnyArray | None:
 def _float_type(model: Any) -> str:
     types = [dtype_name(tensor) for tensor in model.parameters()]
     return next((dtype for dtype in types if "float" in dtype), paddle.get_default_dtype())
-
-
-def argument_names(model: Any, specs: Sequence[Any]) -> tuple[str, ...]:
-    """The names of the forward's arguments that ``specs`` are for."""
-    try:
-        found = [
-            parameter.name
-            for parameter in inspect.signature(model.forward).parameters.values()
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        ]
-    except (TypeError, ValueError):
-        found = []
-    return tuple((*found, *(f"input{index}" for index in range(len(found), len(specs))))[: len(specs)])
-
-
-def input_names(names: Sequence[str], specs: Sequence[Any]) -> Any:
-    """The nest of the inputs' names."""
-
-    def named(spec: Any, name: str) -> Any:
-        if isinstance(spec, dict):
-            return {key: named(value, str(key)) for key, value in spec.items()}
-        if isinstance(spec, list | tuple):
-            return [named(entry, f"{name}{index}") for index, entry in enumerate(spec)]
-        return name
-
-    return tuple(named(spec, name) for name, spec in zip(names, specs, strict=True))
 
 
 def feeds(specs: Sequence[Any], which: int, sizes: tuple[int, int]) -> tuple[Any, ...]:

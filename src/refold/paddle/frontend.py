@@ -19,6 +19,7 @@ from refold.paddle import examples, execute, express, files
 from refold.paddle.lift import Record, lift_traces, parameters_of, record_twice
 from refold.paddle.lower import lower_plan
 from refold.paddle.trace import UntraceableError, dtype_name
+from refold.recording.arguments import argument_names, input_names
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves, mapped
 
@@ -51,8 +52,8 @@ class PaddleFrontend:
         kind = type(model).__name__
         _check_mode(model)
         specs = examples.specs_of(model, example)
-        names = examples.argument_names(model, specs)
-        first, second = _recorded(model, specs, examples.input_names(names, specs), kind)
+        names = argument_names(model, specs)
+        first, second = _recorded(model, specs, input_names(names, specs), kind)
         graph, record = lift_traces(model, first, second)
         evaluated = _evaluated_names(record)
         return Lifted(graph, model, Session(record, specs, names), evaluated)

@@ -18,7 +18,7 @@ import paddle
 
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value
+from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value, alive
 from refold.paddle import linear
 from refold.paddle.perform import perform
 from refold.paddle.trace import (
@@ -229,7 +229,7 @@ def lift_traces(model: Any, trace: Trace, other: Trace) -> tuple[Graph, Record]:
     for one, two in zip(trace.steps, other.steps, strict=True):
         _lift_step(lift, record, one, two)
     outputs = tuple(symbol.name for symbol in symbols(trace.outputs))
-    nodes = _alive(lift.nodes, outputs)
+    nodes = alive(lift.nodes, outputs)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     floats = [tensor for tensor in stored(model) if "float" in str(tensor.dtype)]
@@ -413,14 +413,3 @@ def _evaluating(model: Any, trace: Trace) -> frozenset[int]:
         if strangers and own - read:
             found.update(id(around) for around in scope.chain)
     return frozenset(found)
-
-
-def _alive(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
-    """The nodes that the outputs depend on."""
-    needed = set(outputs)
-    alive = []
-    for node in reversed(nodes):
-        if needed.intersection(node.outputs):
-            alive.append(node)
-            needed.update(node.inputs)
-    return alive[::-1]

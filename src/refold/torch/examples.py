@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,6 +11,7 @@ import torch
 
 from refold.errors import InputError
 from refold.frontend import AnyArray
+from refold.recording.arguments import is_shape
 from refold.recording.symbols import leaves, mapped
 from refold.torch.trace import dtype_name
 
@@ -55,15 +55,6 @@ def specs_of(model: Any, example: Any) -> tuple[Any, ...]:
     return (_spec(example, name, device),)
 
 
-def is_shape(example: Any) -> bool:
-    """Whether an example is a shape and not a nest of inputs."""
-    return (
-        isinstance(example, tuple | list)
-        and len(example) > 0
-        and all(size is None or (isinstance(size, int) and not isinstance(size, bool)) for size in example)
-    )
-
-
 def _spec(example: Any, dtype: str, device: Any) -> Any:
     if is_shape(example):
         return Spec((None, *(None if size in (None, -1) else int(size) for size in example[1:])), dtype, device)
@@ -84,32 +75,6 @@ def _spec(example: Any, dtype: str, device: Any) -> Any:
     if isinstance(example, np.ndarray) and kind == "float64":
         kind = dtype  # numpy's default says nothing about the model
     return Spec((None, *tensor.shape[1:]), kind, device, tensor.detach())
-
-
-def argument_names(model: Any, specs: Sequence[Any]) -> tuple[str, ...]:
-    """The names of the forward's arguments that ``specs`` are for."""
-    try:
-        found = [
-            parameter.name
-            for parameter in inspect.signature(model.forward).parameters.values()
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        ]
-    except (TypeError, ValueError):
-        found = []
-    return tuple((*found, *(f"input{index}" for index in range(len(found), len(specs))))[: len(specs)])
-
-
-def input_names(names: Sequence[str], specs: Sequence[Any]) -> Any:
-    """The nest of the inputs' names."""
-
-    def named(spec: Any, name: str) -> Any:
-        if isinstance(spec, dict):
-            return {key: named(value, f"{name}.{key}") for key, value in spec.items()}
-        if isinstance(spec, list | tuple):
-            return [named(entry, f"{name}{index}") for index, entry in enumerate(spec)]
-        return name
-
-    return tuple(named(spec, name) for name, spec in zip(names, specs, strict=True))
 
 
 def attempts(specs: Sequence[Any]) -> list[Attempt]:

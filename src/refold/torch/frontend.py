@@ -16,6 +16,7 @@ from refold.errors import InputError
 from refold.frontend import AnyArray, Identity, Lifted
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan
+from refold.recording.arguments import argument_names, input_names
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves
 from refold.torch import examples, execute, express
@@ -54,8 +55,8 @@ class TorchFrontend:
         model = unwrapped(model)
         _check(model)
         specs = examples.specs_of(model, example)
-        names = examples.argument_names(model, specs)
-        record, failed = _recorded(model, specs, examples.input_names(names, specs))
+        names = argument_names(model, specs)
+        record, failed = _recorded(model, specs, input_names(names, specs))
         graph = lift_record(model, record)
         return Lifted(
             graph, model, Session(record, specs, names, failed), _evaluated(graph, record), _notes(model, record)

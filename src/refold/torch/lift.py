@@ -13,7 +13,7 @@ import torch
 from refold.algebra.affine import Array, scale_shift
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Value
+from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
 from refold.graph.layout import settled
 from refold.recording.symbols import Constant, Symbol, symbols
 from refold.torch import functions, linear
@@ -75,7 +75,7 @@ def lift_record(model: Any, record: Record) -> Graph:
         _lift_step(lift, one, two)
     inputs = tuple(symbol.name for symbol in symbols(trace.inputs))
     outputs = tuple(symbol.name for symbol in symbols(trace.outputs))
-    nodes = with_exact_borders(settled(_alive(_laid_out(lift, outputs), outputs)), lift.values)
+    nodes = with_exact_borders(settled(alive(_laid_out(lift, outputs), outputs)), lift.values)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     floats = [tensor for tensor in stored(model) if tensor.is_floating_point()]
@@ -308,14 +308,3 @@ def used(constant: Constant, doubles: dict[int, Any]) -> Any:
     if not is_computed(constant):
         return constant.tensor
     return in_double(constant, doubles).to(constant.tensor.dtype)
-
-
-def _alive(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
-    """The nodes that the outputs depend on."""
-    needed = set(outputs)
-    alive = []
-    for node in reversed(nodes):
-        if needed.intersection(node.outputs):
-            alive.append(node)
-            needed.update(node.inputs)
-    return alive[::-1]
