@@ -67,23 +67,31 @@ def torch_models(result: dict[str, Any]) -> str:
         "`torch.fx.experimental.optimization.fuse`, after timm's `reparameterize_model`, which calls the fold that",
         "each block brings along, and after `refold.fold`; in brackets the batch norms among them. The error is",
         "the largest difference from the original in float64, relative to the largest output. Weights are random.",
-        f"timm {result['timm']}, torch {result['torch']}, eager, on {result['machine']}.",
+        "Ratios are eager, in ONNX Runtime (all its optimizations, exported by torch), and under `torch.compile`.",
+        f"timm {result['timm']}, torch {result['torch']}, on {result['machine']}.",
         "",
-        "| network | trained | fx fuse | timm | refold | error before | after | fold (s) | ratio | quartiles |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| network | trained | fx fuse | timm | refold | multiply-adds | error before | after | fold (s) | ratio | "
+        "quartiles | ONNX Runtime | compiled |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
         faster = row["faster_than_original"]
         cells = [
             row["network"],
             *(_kernels(row[form]) for form in ("original", "fx", "timm", "refold")),
+            f"{row['multiply_adds'][1] / row['multiply_adds'][0] - 1:+.0%}",
             *(f"{row[form]['error']:.1e}" for form in ("original", "refold")),
             f"{row['refold']['seconds']:.1f}",
             f"{faster['median']:.2f}",
             f"{faster['low']:.2f} to {faster['high']:.2f}",
+            *(_ratio(row[where]) for where in ("faster_in_onnxruntime", "faster_compiled")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _ratio(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['median']:.2f}"
 
 
 def _kernels(form: dict[str, Any] | None) -> str:

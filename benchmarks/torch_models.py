@@ -10,6 +10,7 @@ Peers: ``timm.utils.reparameterize_model``, which calls the fold that each of it
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import platform
@@ -46,6 +47,8 @@ NETWORKS = (
     "mobilenetv3_small_100",
     "resnet18",
 )
+# Compiling takes minutes, so it is measured for some.
+COMPILED = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "levit_128s")
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -107,9 +110,34 @@ def ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
     """How many times as fast ``two`` is as ``one``: the median over pairs, and the quartiles."""
     with torch.no_grad():
         first, second = time_pairs(lambda: one(x), lambda: two(x), repeats=repeats)
+    return quartiles(first, second)
+
+
+def quartiles(first: Any, second: Any) -> dict[str, float]:
     ratios = torch.tensor([a / b for a, b in zip(first, second, strict=True)])
     low, median, high = (float(torch.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
     return {"low": low, "median": median, "high": high}
+
+
+def compiled_ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
+    """The same under ``torch.compile`` with its own choice of backend."""
+    first, second = (torch.compile(copy.deepcopy(model)) for model in (one, two))
+    return ratio(first, second, x, repeats)
+
+
+def onnx_ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
+    """The same in ONNX Runtime with all its optimizations, on what torch's exporter makes of both."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    runs = []
+    for model in (one, two):
+        file = io.BytesIO()
+        torch.onnx.export(copy.deepcopy(model), (x,), file, dynamo=False)
+        session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+        runs.append(lambda session=session: session.run(None, {session.get_inputs()[0].name: x.numpy()}))
+    return quartiles(*time_pairs(runs[0], runs[1], repeats=repeats))
 
 
 def fused(model: Any) -> Any:
@@ -137,7 +165,11 @@ def row(name: str, repeats: int) -> dict[str, Any]:
         "copy_seconds": copying,
         "faster_than_original": ratio(model, ours, x, repeats),
         "faster_than_timm": ratio(theirs, ours, x, repeats),
+        "faster_in_onnxruntime": onnx_ratio(model, ours, x, repeats),
+        "faster_compiled": compiled_ratio(model, ours, x, repeats) if name in COMPILED else None,
     }
+    plan = refold.inspect(model, x)
+    found["multiply_adds"] = [plan.before.multiply_adds, plan.after.multiply_adds]
     print(json.dumps(found), flush=True)
     return found
 

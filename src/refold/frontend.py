@@ -132,7 +132,13 @@ MODULES = {"onnx": ("onnx", "onnx_ir")}
 def frontend_of(model: Any) -> Frontend:
     """The front end for a model. Raises InputError if there is none."""
     for framework, module in FRONTENDS.items():
-        if framework in sys.modules:
+        if framework not in sys.modules:
+            continue
+        if not is_installed(framework):
+            # Others that have part of it loaded shall not stumble over what is missing.
+            if type(model).__module__.split(".")[0] == framework:
+                raise InputError(f"this model needs {_install(framework)}")
+        else:
             frontend: Frontend = import_module(module).FRONTEND
             if import_module(module).owns(model):
                 return frontend
@@ -143,6 +149,16 @@ def frontend_of(model: Any) -> Frontend:
     )
 
 
+def is_installed(framework: str) -> bool:
+    """Whether all that a front end needs is installed."""
+    needed = MODULES.get(framework, (framework,))
+    return all(module in sys.modules or find_spec(module) is not None for module in needed)
+
+
+def _install(framework: str) -> str:
+    return f"{framework}; install it with: pip install 'refold[{framework}]'"
+
+
 def frontend_for(path: Path) -> Frontend:
     """The front end for a file, by its ending. Raises InputError if there is none or it is not
     installed."""
@@ -150,10 +166,8 @@ def frontend_for(path: Path) -> Frontend:
     if framework is None:
         known = ", ".join(SUFFIXES)
         raise InputError(f"{path}: refold does not read files that end in '{path.suffix}'; it reads {known}")
-    if any(find_spec(module) is None for module in MODULES.get(framework, (framework,))):
-        raise InputError(
-            f"{path}: reading it needs {framework}; install it with: pip install 'refold[{framework}]'"
-        )
+    if not is_installed(framework):
+        raise InputError(f"{path}: reading it needs {_install(framework)}")
     frontend: Frontend = import_module(FRONTENDS[framework]).FRONTEND
     return frontend
 

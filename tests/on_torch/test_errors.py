@@ -39,7 +39,11 @@ def looks(s: Any, x: Any) -> Any:
         (plain_model, IMAGE.to(torch.complex64), "holds complex numbers"),
         (lambda: nn.Linear(3, 3).to(torch.complex64).eval(), torch.zeros(2, 3), "holds complex numbers"),
         (lambda: plain_model().to("meta"), IMAGE, "has no numbers .* load its weights first"),
-        (lambda: made(looks, conv=nn.Conv2d(4, 4, 1)), IMAGE, "its forward looks at the values of a tensor"),
+        (
+            lambda: made(looks, conv=nn.Conv2d(4, 4, 1)),
+            IMAGE,
+            r"values of a tensor; its parts .* \(conv\)",
+        ),
         (lambda: made(lambda s, x: x.shape[0]), IMAGE, "it returns no tensor"),
         (lambda: made(lambda s, x: s.w, w=nn.Parameter(torch.ones(1))), IMAGE, "does not depend on its inputs"),
         (lambda: made(lambda s, x: x.relu_()), IMAGE, "writes into its input"),

@@ -134,3 +134,16 @@ def test_hooks_that_vanish_are_named() -> None:
     certificate = refold.prove(model, plain, x)
     assert certificate.ok
     assert "0.1" in str(certificate)
+
+
+def test_a_size_that_happens_to_be_the_batch_is_not_taken_for_it() -> None:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)  # at the recorded size it has as many rows as the batch has examples
+        rows = y.permute(2, 0, 1, 3)
+        return rows.reshape(rows.shape[0], -1, y.shape[3]) * s.gain
+
+    model = made(forward, conv=conv_bn(4, 4, 2, stride=2, padding=0), gain=nn.Parameter(torch.empty(())))
+    plain = refold.fold(model, torch.randn(1, 4, 4, 8))
+    for shape in ((1, 4, 4, 8), (3, 4, 10, 6)):
+        x = torch.randn(shape)
+        assert_alike(plain(x), model(x))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, final
 
@@ -71,7 +71,16 @@ class Record:
 
     def is_batch(self, symbol: Symbol, axis: int) -> bool:
         """Whether an axis of a symbol is the batch."""
-        return axis == 0 and self.shapes[symbol.name][:1] == (None,) and symbol.shape[0] == self.batches[0]
+        other = self.others.get(symbol.name, symbol)
+        return (
+            axis == 0 and (symbol.shape[0], other.shape[0]) == self.batches and self.shapes[symbol.name][0] is None
+        )
+
+    @cached_property
+    def others(self) -> dict[str, Symbol]:
+        """The symbols of the second recording, by name."""
+        given = [symbol for step in self.other.steps for symbol in step.gives]
+        return {symbol.name: symbol for symbol in (*symbols(self.other.inputs), *given)}
 
     def open_sizes(self, step: Step) -> list[Symbol]:
         """The symbols of which a step must know a size that is neither fixed nor the batch."""

@@ -204,7 +204,14 @@ def _recorded(model: Any, specs: tuple[Any, ...], names: Any) -> tuple[Record, t
         except UntraceableError as found:
             error, bound = found, bound or isinstance(found, BoundError)
             failed.append(attempt)
-    raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}") from error
+    parts = [name for name, part in model.named_children() if list(part.parameters())]
+    advice = f"; its parts may fold one by one ({', '.join(parts[:4])})" if parts and _is_its_own(error) else ""
+    raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}{advice}") from error
+
+
+def _is_its_own(error: UntraceableError | None) -> bool:
+    """Whether it is the model's own forward that cannot be followed, and not the example that does not fit."""
+    return error is not None and str(error).startswith("its forward")
 
 
 def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
