@@ -24,6 +24,13 @@ def with_bad_statistics(value: float) -> Any:
     return model
 
 
+def writes_into_a_piece(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    first, _ = y.chunk(2, 1)
+    first.add_(1)
+    return y
+
+
 def looks(s: Any, x: Any) -> Any:
     return s.conv(x) if x.sum() > 0 else x
 
@@ -47,6 +54,11 @@ def looks(s: Any, x: Any) -> Any:
         (lambda: made(lambda s, x: x.shape[0]), IMAGE, "it returns no tensor"),
         (lambda: made(lambda s, x: s.w, w=nn.Parameter(torch.ones(1))), IMAGE, "does not depend on its inputs"),
         (lambda: made(lambda s, x: x.relu_()), IMAGE, "writes into its input"),
+        (
+            lambda: made(writes_into_a_piece, conv=nn.Conv2d(4, 4, 1)),
+            IMAGE,
+            "reads a view of a tensor after that was",
+        ),
         (lambda: torch.jit.script(plain_model()), IMAGE, "is scripted, which hides what it computes"),
         (lambda: made(lambda s, x: x + torch.rand_like(x)), IMAGE, "chance"),
     ],

@@ -567,3 +567,30 @@ def implicit_knowledge() -> Any:
         factor=nn.Parameter(torch.empty(1, 6, 1, 1)),
         conv=nn.Conv2d(4, 6, 1),
     )
+
+
+@entry(1)
+def padding_per_axis() -> Any:
+    """The last axis comes first in what ``F.pad`` takes."""
+    return made(lambda s, x: s.conv(F.pad(x, (1, 1, 2, 2))), conv=nn.Conv2d(4, 4, (5, 3)))
+
+
+@entry(7, shape=(2, 4, 4))
+def norm_over_tokens() -> Any:
+    """As many tokens as channels, and a batch norm that has the tokens for its channels."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = F.relu(s.first(x)).transpose(1, 2)
+        return s.bn(y.flatten(0, 1)).reshape_as(y).transpose(1, 2)
+
+    return made(forward, first=nn.Linear(4, 4), bn=nn.BatchNorm1d(4))
+
+
+@entry(7)
+def part_written_in_place() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)
+        y[:, :2] *= 2
+        return F.relu(y) + x
+
+    return made(forward, conv=conv_bn(4, 4))

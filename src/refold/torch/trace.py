@@ -279,7 +279,9 @@ class _Recorder(TorchFunctionMode):
         pure = functions.out_of_place(func)
         (args, kwargs), target = given, written[0]
         first = next(leaves((args, kwargs)), None)
-        if len(written) > 1 or first is not self.lookup(target):
+        # Views of what was written into count as written too.
+        apart = [tensor for tensor in written if _address(tensor) != _address(target)]
+        if apart or first is not self.lookup(target):
             raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
         if isinstance(first, Constant):
             if id(target) not in copies or id(target) in self.stored:
@@ -290,6 +292,8 @@ class _Recorder(TorchFunctionMode):
                 return
         if pure is None:
             raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+        if pure is functions.set_item and self.stands_there(*args[:3]):
+            return
         args, kwargs = functions.without_inplace(pure, args, kwargs)
         self.symbols.pop(id(target), None)
         self.constants.pop(id(target), None)
@@ -300,6 +304,11 @@ class _Recorder(TorchFunctionMode):
         self.stale |= self.sharing[_address(target)] - {id(target)}
         self.stale.discard(id(target))
         self.write_back(target, step)
+
+    def stands_there(self, symbol: Any, index: Any, value: Any) -> bool:
+        """Whether ``value`` was just written at ``index``: ``x[i] += y`` writes a view and then itself."""
+        last = next((step for step in reversed(self.trace.steps) if step.outputs is symbol), None)
+        return last is not None and last.function is functions.set_item and last.args[1:] == (index, value)
 
     def write_back(self, view: Any, step: Step) -> None:
         """If ``view`` was cut out of another tensor, that one has changed there too."""
