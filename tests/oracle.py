@@ -17,8 +17,12 @@ Array = npt.NDArray[np.float64]
 
 
 def run(conv: Any, x: Array) -> Array:
-    """``conv`` on ``x``, which is 0 outside."""
-    value = {place: float(number) for place, number in np.ndenumerate(x)}
+    """``conv`` on ``x``, which is 0 outside, and 0 between its elements where a window spreads them."""
+    spreads = [window.spread for window in conv.windows]
+    value = {
+        (channel, *(i * spread for i, spread in zip(place, spreads, strict=True))): float(number)
+        for (channel, *place), number in np.ndenumerate(x)
+    }
     windows = [_placed(window, size) for window, size in zip(conv.windows, x.shape[1:], strict=True)]
     sizes = [output_size(window, size) for window, size in zip(conv.windows, x.shape[1:], strict=True)]
     out = np.zeros((conv.channels_out, *(max(size, 0) for size in sizes)))
@@ -39,7 +43,7 @@ def output_size(window: Any, size: int) -> int:
     """How often the taps fit into the padded axis; negative where it is too short for that to mean anything."""
     _, _, before, after = _placed(window, size)
     reach = window.dilation * (window.taps - 1) + 1
-    return (size + before + after - reach) // window.stride + 1
+    return ((size - 1) * window.spread + 1 + before + after - reach) // window.stride + 1
 
 
 def matrix(window: Any, weights: Sequence[float], size: int) -> Array:
@@ -49,8 +53,8 @@ def matrix(window: Any, weights: Sequence[float], size: int) -> Array:
     for i in range(out.shape[0]):
         for t, weight in enumerate(weights):
             place = stride * i - before + dilation * t
-            if 0 <= place < size:
-                out[i, place] += weight
+            if place % window.spread == 0 and 0 <= place // window.spread < size:
+                out[i, place // window.spread] += weight
     return out
 
 

@@ -21,6 +21,14 @@ def windows(strides: tuple[int, ...] = (1, 2), paddings: tuple[tuple[int, int], 
             yield real.Window(taps, stride, dilation, before, after)
 
 
+def spread_windows() -> Iterator[Any]:
+    """Geometries of transposed convolutions along one axis, and of what slices leave of them."""
+    for taps, stride, dilation, spread in product((1, 2, 3, 4), (1, 2), (1, 2), (2, 3)):
+        for before, after in ((0, 0), (1, 0), (0, 2), (2, 3), (3, 3), (-1, -1)):
+            if taps > 1 or dilation == 1:
+                yield real.Window(taps, stride, dilation, before, after, spread=spread)
+
+
 def weights(taps: int, seed: int) -> list[float]:
     """No two alike and all of one sign: nothing cancels, nothing is symmetric."""
     return np.random.default_rng(seed).permutation(np.arange(1.0, 20.0))[:taps].tolist()

@@ -4,6 +4,7 @@ where it is wrong, and says whether the law folded; the planted bugs run through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,12 @@ def a_composition_is_a_convolution(outer: Any, inner: Any, bias: bool, sizes: It
     kernel: dict[int, float] = {}
     for v, later in enumerate(second):
         for u, earlier in enumerate(first):
-            place = inner.stride * (outer.dilation * v - outer.before) + inner.dilation * u - inner.before
+            place = inner.stride * (outer.dilation * v - outer.before)
+            place += outer.spread * (inner.dilation * u - inner.before)
             kernel[place] = kernel.get(place, 0.0) + later * earlier
+    spread = inner.spread * outer.spread
+    if outer.spread > 1 and inner.stride > 1:
+        return False
     for size in sizes:
         middle = output_size(inner, size)
         if middle < 0 or middle + min(outer.before, 0) + min(outer.after, 0) < 0:
@@ -60,8 +65,9 @@ def a_composition_is_a_convolution(outer: Any, inner: Any, bias: bool, sizes: It
         guess = np.zeros_like(truth)
         for i in range(len(guess)):
             for place, weight in kernel.items():
-                if 0 <= inner.stride * outer.stride * i + place < size:
-                    guess[i, inner.stride * outer.stride * i + place] = weight
+                source, between = divmod(inner.stride * outer.stride * i + place, spread)
+                if between == 0 and 0 <= source < size:
+                    guess[i, source] = weight
         constant = last.sum(axis=1) * offset
         if not np.array_equal(truth, guess) or np.any(constant != sum(second) * offset):
             return False
@@ -69,14 +75,17 @@ def a_composition_is_a_convolution(outer: Any, inner: Any, bias: bool, sizes: It
 
 
 def reads_all_that_it_pads(window: Any) -> bool:
-    """At some size it reads the padded position next to the data, on each side that it pads."""
+    """At some size it reads the padded element next to the data, on each side that it pads."""
     seen: set[str] = set()
     for size in range(1, 12):
         for i in range(output_size(window, size)):
             for t in range(window.taps):
                 place = window.stride * i - window.before + window.dilation * t
-                seen |= {"before"} if place == -1 else {"after"} if place == size else set()
-    return (window.before <= 0 or "before" in seen) and (window.after <= 0 or "after" in seen)
+                seen |= (
+                    {"before"} if place == -window.spread else {"after"} if place == size * window.spread else set()
+                )
+    before, after = window.before < window.spread, window.after < window.spread
+    return (before or "before" in seen) and (after or "after" in seen)
 
 
 def compose(algebra: Any, b: Any, a: Any, spaces: Iterable[tuple[int, ...]]) -> bool:
@@ -102,7 +111,7 @@ def add_along_an_axis(algebra: Any, one: Any, other: Any, sizes: Iterable[int] =
             continue
         left, right = matrix(one, first, size), matrix(other, second, size)
         here = algebra.add([a, b], (size,))
-        fits = one.stride == other.stride and left.shape == right.shape
+        fits = (one.stride, one.spread) == (other.stride, other.spread) and left.shape == right.shape
         assert one.floating or other.floating or isinstance(here, algebra.AffineConv) == fits
         for answer in (whole, here):
             if isinstance(answer, algebra.AffineConv):
@@ -151,7 +160,8 @@ def pad(
     a = conv(1, 2, (like(algebra, inner),), bias=kind != "zero", seed=2, algebra=algebra)
     value: Any = {"zero": 0.0, "bias": a.bias, "other": a.bias + 1.0}[kind]
     moved = [inner.before + inner.stride * widths[0], inner.after + inner.stride * widths[1]]
-    guess = conv(1, 2, (algebra.Window(inner.taps, inner.stride, inner.dilation, *moved),), seed=2, algebra=algebra)
+    where = algebra.Window(inner.taps, inner.stride, inner.dilation, *moved, spread=inner.spread)
+    guess = conv(1, 2, (where,), seed=2, algebra=algebra)
     guess = guess.with_bias(a.bias)
     whole = algebra.pad(a, [widths], value)
     exact = True
@@ -184,6 +194,27 @@ def regroup(algebra: Any, a: Any, groups: int, space: tuple[int, ...]) -> None:
     assert_same(again.kernel, a.kernel)
 
 
+def transposed(
+    algebra: Any, kernel: np.ndarray, stride: int, crop: tuple[int, int], groups: int, dilation: int = 1
+) -> Any:
+    """A transposed convolution along one axis by its definition: every input adds its own copy of the kernel
+    ``(in, out/groups, taps)`` to the output, ``stride`` positions after the one before it."""
+    channels, per_group, taps = kernel.shape
+    window = algebra.geometry.transposed(taps, stride, dilation, crop)
+    made = algebra.transposed_convolution(kernel, None, (window,), groups)
+    for size in (1, 2, 5):
+        data = x(channels, size)
+        wide = np.zeros((per_group * groups, stride * (size - 1) + dilation * (taps - 1) + 1))
+        for c in range(channels):
+            first = c // (channels // groups) * per_group
+            for i in range(size):
+                for t in range(taps):
+                    wide[first : first + per_group, stride * i + dilation * t] += data[c, i] * kernel[c, :, t]
+        if wide.shape[1] > sum(crop):
+            same_map(made, data, padded(wide, [(-crop[0], -crop[1])]))
+    return made
+
+
 def everywhere(function: Callable[[np.ndarray], np.ndarray], conv: Any, spaces: Iterable[tuple[int, ...]]) -> None:
     """``conv`` is ``function`` at all these sizes."""
     for space in spaces:
@@ -193,4 +224,4 @@ def everywhere(function: Callable[[np.ndarray], np.ndarray], conv: Any, spaces: 
 
 def like(algebra: Any, window: Any) -> Any:
     """The same window as a value of this algebra."""
-    return algebra.Window(window.taps, window.stride, window.dilation, window.before, window.after, window.floating)
+    return algebra.Window(**{field.name: getattr(window, field.name) for field in fields(window)})

@@ -13,7 +13,7 @@ from typing import Any
 import checks
 import numpy as np
 import pytest
-from cases import PADDINGS, conv, weights, windows, x
+from cases import PADDINGS, conv, spread_windows, weights, windows, x
 
 from oracle import assert_same, average_pool, batch_norm, output_size, run, tensorflow_same, total
 from refold import algebra
@@ -24,15 +24,25 @@ from refold.algebra import (
     add,
     compose,
     dense,
+    geometry,
     identity,
     same,
     scale_shift,
     select,
     stack,
 )
+from refold.algebra.evaluate import evaluate
 from refold.algebra.laws import refine_groups
 
 GRID = list(windows())
+TRANSPOSED = [
+    (1, 1, 1, (0, 0), 1),
+    (2, 2, 1, (0, 0), 1),
+    (3, 2, 1, (1, 0), 2),
+    (4, 2, 1, (1, 1), 1),
+    (3, 3, 2, (2, 1), 2),
+    (2, 4, 1, (0, -2), 1),
+]
 UNIT = Window()
 LINES = [(n,) for n in (1, 4, 6, 7)]
 PLANES = [(5, 6), (6, 9), (8, 7)]
@@ -93,6 +103,51 @@ def test_padding_after_a_kernel_that_pads_in_full_must_fold() -> None:
         full = Window(taps, 1, dilation, reach, reach)
         assert checks.compose_along_an_axis(algebra, Window(3, 1, 1, 1, 1), full, bias=False)
         assert not checks.compose_along_an_axis(algebra, Window(3, 1, 1, 1, 1), full, bias=True)
+
+
+SPREAD = list(spread_windows())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("window", SPREAD)
+def test_transposed_convolutions_fold_only_where_they_are_one(window: Window, bias: bool) -> None:
+    """Between the zeros much may go well by luck, for which the law does not look; where nothing is read beyond
+    the ends it must fold."""
+    sizes = (1, 2, 3, 5, 8)
+    for other in [*GRID[::5], *SPREAD[::7]]:
+        for outer, inner in ((window, other), (other, window)):
+            folds = checks.compose_along_an_axis(algebra, outer, inner, bias, sizes)
+            exact = checks.a_composition_is_a_convolution(outer, inner, bias, range(1, 14))
+            assert exact or not folds, (outer, inner)
+            if max(outer.before, outer.after) < outer.spread and (outer.spread == 1 or inner.stride == 1):
+                assert folds == (outer.spread == 1 or not bias), (outer, inner)
+
+
+@pytest.mark.parametrize("window", SPREAD)
+def test_a_factor_must_fold_on_both_sides_of_a_transposed_convolution(window: Window) -> None:
+    assert checks.compose_along_an_axis(algebra, UNIT, window, bias=True)
+    assert checks.compose_along_an_axis(algebra, window, UNIT, bias=False)
+    assert not checks.compose_along_an_axis(algebra, window, UNIT, bias=True)
+
+
+@pytest.mark.parametrize("one", SPREAD[::3])
+def test_sums_of_transposed_convolutions_fold_where_steps_and_sizes_agree(one: Window) -> None:
+    for other in [*SPREAD[::2], *GRID[::9]]:
+        folds = checks.add_along_an_axis(algebra, one, other)
+        same_steps = (one.stride, one.spread) == (other.stride, other.spread)
+        assert folds == (same_steps and one.slack == other.slack)
+
+
+@pytest.mark.parametrize(("taps", "stride", "dilation", "crop", "groups"), TRANSPOSED)
+def test_a_transposed_convolution_is_written_by_its_definition(
+    taps: int, stride: int, dilation: int, crop: tuple[int, int], groups: int
+) -> None:
+    kernel = np.random.default_rng(taps).integers(1, 9, (4, 6 // groups, taps)).astype(float)
+    conv = checks.transposed(algebra, kernel, stride, crop, groups, dilation)
+    assert geometry.crop(conv.windows[0]) == crop
+    assert_same(algebra.turned_around(conv.kernel, groups), kernel)
+    data = x(4, 5)
+    assert_same(evaluate(conv, data[None])[0], run(conv, data))
 
 
 GROUPED = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4), (4, 4), (4, 1), (1, 4)]

@@ -19,6 +19,7 @@ small = st.builds(
     dilation=st.just(1),
     before=st.integers(0, 1),
     after=st.integers(0, 1),
+    spread=st.sampled_from([1, 1, 1, 1, 2]),
 )
 seeds = st.integers(0, 10_000)
 

@@ -74,7 +74,7 @@ BUGS = {
     ),
     "compose: inner dilation forgotten": (
         "laws.py",
-        "step = inner.dilation // window.dilation if inner.taps > 1 else 1",
+        "step = inner.dilation * outer.spread // window.dilation if inner.taps > 1 else 1",
         "step = 1",
     ),
     "compose: lattice as coarse as the outer one": (
@@ -131,6 +131,48 @@ BUGS = {
         "laws.py",
         "if outer_window.floating and np.any(inner.bias != 0.0):",
         "if False:",
+    ),
+    "compose: zeros between inputs forgotten after a bias": (
+        "laws.py",
+        "if outer.is_transposed and np.any(inner.bias):",
+        "if False:",
+    ),
+    "compose: inner taps not spread": (
+        "laws.py",
+        "step = inner.dilation * outer.spread // window.dilation if inner.taps > 1 else 1",
+        "step = inner.dilation // window.dilation if inner.taps > 1 else 1",
+    ),
+    "compose: inner padding not spread": ("geometry.py", "window.before * spread,", "window.before,"),
+    "compose: spread of the outer only": ("geometry.py", "spread=window.spread * spread,", "spread=spread,"),
+    "compose: transposed after a stride let through": (
+        "geometry.py",
+        "if outer.spread > 1 and inner.stride > 1:",
+        "if False:",
+    ),
+    "outside: zeros between inputs counted as inputs": (
+        "geometry.py",
+        "max(window.before, 0) // window.spread",
+        "0",
+    ),
+    "add: different spreads let through": (
+        "geometry.py",
+        "if any(window.spread != first.spread for window in windows):",
+        "if False:",
+    ),
+    "transposed: cropped at the wrong end": (
+        "geometry.py",
+        "reach - crop[0], reach - crop[1]",
+        "reach - crop[1], reach - crop[0]",
+    ),
+    "transposed: kernel not turned around": (
+        "affine.py",
+        "turned = np.flip(per_group, axis=tuple(range(3, per_group.ndim)))",
+        "turned = per_group",
+    ),
+    "transposed: channels of another group": (
+        "affine.py",
+        "per_group = weights.reshape(groups, -1, *weights.shape[1:]).swapaxes(1, 2)",
+        "per_group = weights.reshape(-1, groups, *weights.shape[1:]).swapaxes(0, 1).swapaxes(1, 2)",
     ),
     "add: different strides let through": (
         "geometry.py",
@@ -284,6 +326,18 @@ def quick_grid(algebra: Any) -> None:
                 if not bias and inner in (Window(), Window(3, 1, 1, 2, 2)):
                     assert folds
             checks.add_along_an_axis(algebra, outer, inner, (4, 7))
+    for spread in (2, 3):
+        turned = [algebra.geometry.transposed(taps, spread, d, (1, 0)) for taps in (2, 3, 4) for d in (1, 2)]
+        for index, outer in enumerate(turned):
+            for inner in (*turned[index % 2 :: 2], *axis[index::9], Window()):
+                for bias in (False, True):
+                    checks.compose_along_an_axis(algebra, outer, inner, bias, (4, 7))
+                    checks.compose_along_an_axis(algebra, inner, outer, bias, (4, 7))
+                checks.add_along_an_axis(algebra, outer, inner, (4, 7))
+        assert checks.compose_along_an_axis(algebra, turned[0], Window(), False)
+        for groups in (1, 2):
+            kernel = np.arange(1.0, 25.0).reshape(4, 6 // groups, -1)[:, :, : 4 // 2 * groups]
+            checks.transposed(algebra, kernel, spread, (1, 0), groups)
     for window in axis[::3]:
         for kind in ("zero", "bias", "other"):
             checks.pad(algebra, window, (1, 1), kind, (3, 6, 7))

@@ -15,6 +15,7 @@ from zoo import randomize
 import refold
 
 CONV = {1: layers.Conv1D, 2: layers.Conv2D}
+TRANSPOSED = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose}
 DEPTHWISE = {1: layers.DepthwiseConv1D, 2: layers.DepthwiseConv2D}
 POOL = {1: layers.AveragePooling1D, 2: layers.AveragePooling2D}
 PAD = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D}
@@ -65,6 +66,10 @@ def one_step(draw: Draw, pool: list[Any], rank: int, form: str) -> Any:
             return ops.split(tensor, [1], axis=axis)[draw(st.integers(0, 1))] if channels > 1 else tensor
         case "activation":
             return layers.ReLU()(tensor)
+        case "transposed":
+            strides, taps = draw(st.integers(1, 3)), tuple(draw(st.integers(1, 4)) for _ in range(rank))
+            options = {"padding": draw(st.sampled_from(["same", "valid"])), "use_bias": draw(st.booleans())}
+            return TRANSPOSED[rank](3, taps, strides=strides, data_format=form, **options)(tensor)
         case "depthwise":
             return DEPTHWISE[rank](depth_multiplier=draw(st.integers(1, 2)), **windowed(draw, rank, form))(tensor)
         case "pool":
@@ -79,7 +84,7 @@ def one_step(draw: Draw, pool: list[Any], rank: int, form: str) -> Any:
 
 
 KINDS = ("linear", "linear", "linear", "norm", "norm", "add", "subtract", "scale", "concat", "slice", "activation")
-SPATIAL = ("depthwise", "pool", "pad", "crop")
+SPATIAL = ("depthwise", "pool", "pad", "crop", "transposed")
 
 
 def _space(tensor: Any, axis: int) -> list[int | None]:
@@ -96,7 +101,7 @@ def random_model(draw: Draw) -> Any:
     for _ in range(draw(st.integers(2, 8))):
         made = one_step(draw, pool, rank, form)
         # Five positions are what a dilated window of three taps needs.
-        if all(size is None or size >= 5 for size in _space(made, 1 if form == "channels_first" else -1)):
+        if all(size is None or 5 <= size <= 40 for size in _space(made, 1 if form == "channels_first" else -1)):
             pool.append(made)
     read = pool[-1 : -1 - draw(st.integers(1, 2)) : -1]
     return randomize(keras.Model(inputs, read), seed=draw(st.integers(0, 100)))

@@ -570,13 +570,31 @@ def spectral_normalization_is_evaluated() -> Any:
     return functional((8, 8, 3), body)
 
 
-@entry(4)
-def transposed_convolution_is_kept() -> Any:
+@entry(4, "a transposed convolution puts zeros between its inputs, and a bias before it is not there")
+def a_bias_before_a_transposed_convolution() -> Any:
     def body(x: Any) -> Any:
         x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu")(conv_bn(x, 3, 1))
         return layers.ReLU()(conv_bn(x, 2, 1))
 
     return functional((5, 5, 3), body)
+
+
+@entry(1)
+def decoder_step() -> Any:
+    def body(x: Any) -> Any:
+        y = layers.Conv2DTranspose(4, 4, strides=2, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization()(y) + layers.Conv2DTranspose(4, 2, strides=2)(x)
+
+    return functional((5, None, 3), body)
+
+
+@entry(2)
+def transposed_with_an_activation_along_one_axis() -> Any:
+    def body(x: Any) -> Any:
+        turned = layers.Conv1DTranspose(4, 5, strides=3, padding="same", output_padding=1, use_bias=False)
+        return layers.ReLU()(layers.BatchNormalization()(turned(x)))
+
+    return functional((None, 3), body)
 
 
 @entry(1)

@@ -484,6 +484,30 @@ def squeeze_excitation_and_transposed_convolution() -> onnx.ModelProto:
     return b.model(b.op("ConvTranspose", b.op("Mul", y, gate), b.random(4, 3, 2, 2), strides=[2, 2]))
 
 
+@entry({"ConvTranspose": 1, "Relu": 1}, sizes=(5, 4))
+def transposed_convolution_and_norm() -> onnx.ModelProto:
+    b, x = start(4)
+    scaled = b.op("Mul", x, b.random(4, 1, 1))
+    y = b.op("ConvTranspose", scaled, b.random(4, 3, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1])
+    return b.model(b.op("Relu", b.bn(y, 3)))
+
+
+@entry({"ConvTranspose": 1}, sizes=(5, 4))
+def transposed_branches_in_groups() -> onnx.ModelProto:
+    b, x = start(4, opset=13)  # run as it ships: the reference evaluator falls over with groups
+    wide = {"strides": [2, 3], "group": 2, "dilations": [1, 2], "output_padding": [1, 0]}
+    one = b.op("ConvTranspose", x, b.random(4, 2, 3, 3), pads=[1, 1, 1, 2], **wide)
+    other = b.op("ConvTranspose", x, b.random(4, 2, 2, 3), b.random(4), pads=[0, 1, 1, 2], **wide)
+    return b.model(b.bn(b.op("Add", b.bn(one, 4), other), 4))
+
+
+@entry({"ConvTranspose": 1, "Conv": 1, "Relu": 1}, sizes=(5, 4))
+def a_bias_before_a_transposed_convolution_stays_before_it() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("ConvTranspose", b.conv(x, 4, 4, 1), b.random(4, 3, 2, 2), strides=[2, 2])
+    return b.model(b.op("Relu", y))
+
+
 @entry({"Conv": 1, "Shape": 1, "Reshape": 1, "Gather": 1, "Concat": 1}, sizes=(8, 6))
 def sizes_computed_in_the_graph() -> onnx.ModelProto:
     b, x = start(3)

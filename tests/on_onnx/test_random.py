@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 # The methods of Growing, the likelier ones more than once.
 KINDS = (
     *("conv", "conv", "conv", "bn", "bn", "add", "add", "sub", "scale", "shift", "neg", "relu"),
-    *("pad", "crop", "pool", "concat", "split", "turn", "gather"),
+    *("pad", "crop", "pool", "concat", "split", "turn", "gather", "transposed"),
 )
 
 
@@ -64,6 +64,19 @@ class Growing:
         bias = draw(st.booleans())
         y = self.b.conv(x, c, out, k, bias=bias, pads=pads, strides=[s, s], dilations=[d, d], group=group)
         self.made(y, (out, sizes[0], sizes[1]))
+
+    def transposed(self, x: str, shape: Shape) -> None:
+        draw, (c, h, w) = self.draw, shape
+        k, s, d = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 2, 3])), draw(st.integers(1, 2))
+        pads = [draw(st.integers(0, 1)) * (k // 2) for _ in range(4)]
+        extra = [draw(st.integers(0, s - 1)) for _ in range(2)]
+        out = draw(st.integers(1, 6))  # without groups, with which the reference evaluator falls over
+        sizes = [s * (n - 1) + d * (k - 1) + 1 - pads[i] - pads[i + 2] + extra[i] for i, n in enumerate((h, w))]
+        if min(sizes) < 2 or max(sizes) > 24:
+            return
+        inputs = [x, self.b.random(c, out, k, k)] + ([self.b.random(out)] if draw(st.booleans()) else [])
+        settings = {"strides": [s, s], "dilations": [d, d], "pads": pads, "output_padding": extra}
+        self.made(self.b.op("ConvTranspose", *inputs, **settings), (out, sizes[0], sizes[1]))
 
     def bn(self, x: str, shape: Shape) -> None:
         self.made(self.b.bn(x, shape[0]), shape)

@@ -17,6 +17,7 @@ import refold
 from refold.paddle.frontend import FRONTEND
 
 CONVS = {1: nn.Conv1D, 2: nn.Conv2D, 3: nn.Conv3D}
+TRANSPOSED = {1: nn.Conv1DTranspose, 2: nn.Conv2DTranspose, 3: nn.Conv3DTranspose}
 NORMS = {1: nn.BatchNorm1D, 2: nn.BatchNorm2D, 3: nn.BatchNorm3D}
 POOLS = {1: nn.AvgPool1D, 2: nn.AvgPool2D, 3: nn.AvgPool3D}
 LAST = {1: "NLC", 2: "NHWC", 3: "NDHWC"}
@@ -97,6 +98,40 @@ def test_average_pools_of_every_geometry(
     x = data((2, 3, *(size,) * axes))
     assume(np.isfinite(model(x).numpy()).all())  # Paddle divides 0 by 0 in windows that lie outside
     assert_same_function(model, refold.fold(model, x), x)
+
+
+@FEW
+@given(
+    axes=st.integers(1, 3),
+    taps=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    crop=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    extra=st.integers(0, 1),
+    groups=st.sampled_from([1, 2, 4]),
+    biased=st.booleans(),
+)
+def test_transposed_convolutions_of_every_geometry(
+    axes: int, taps: int, stride: int, dilation: int, crop: tuple[int, int], extra: int, groups: int, biased: bool
+) -> None:
+    crop = (min(crop[0], dilation * (taps - 1)), min(crop[1], dilation * (taps - 1)))
+    turned = TRANSPOSED[axes](
+        4,
+        2 * groups,
+        taps,
+        stride=stride,
+        padding=list(crop) * axes,
+        output_padding=min(extra, stride - 1),
+        dilation=dilation,
+        groups=groups,
+        bias_attr=None if biased else False,
+    )
+    model = randomize(nn.Sequential(turned, NORMS[axes](2 * groups)))
+    x = data((2, 4, *(5, 4, 3)[:axes]))
+    plain = refold.fold(model, x)
+    assert len(FRONTEND.lift(plain, x).graph.nodes) == 1
+    assert_same_function(model, plain, x)
+    assert refold.prove(model, plain, x).verdict.value == "proved"
 
 
 class Drawn(nn.Layer):

@@ -505,3 +505,32 @@ class Csp(nn.Layer):
 @entry(19, (None, 4, 16, 16))
 def csp_resnet() -> Any:
     return Csp()
+
+
+# ---- transposed convolutions -------------------------------------------------------------------------
+
+
+@entry(2, IMAGE)
+def decoder_step() -> Any:
+    return nn.Sequential(nn.Conv2DTranspose(4, 6, 4, 2, 1), nn.BatchNorm2D(6), nn.ReLU())
+
+
+@entry(1, FREE)
+def transposed_branches_are_one() -> Any:
+    return Body(
+        lambda self, x: self.b(self.a(x)) + self.c(x) * 2,
+        a=nn.Conv2DTranspose(4, 6, 4, 2, 1, bias_attr=False),
+        b=nn.BatchNorm2D(6),
+        c=nn.Conv2DTranspose(4, 6, 2, 2),
+    )
+
+
+@entry(2, IMAGE, "a transposed convolution puts zeros between its inputs, and a bias before it is not there")
+def a_bias_before_a_transposed_convolution() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 4, 1), nn.Conv2DTranspose(4, 6, 2, 2), nn.BatchNorm2D(6))
+
+
+@entry(1, (None, 5, 6, 4))
+def transposed_with_channels_last() -> Any:
+    last = {"data_format": "NHWC"}
+    return nn.Sequential(nn.Conv2DTranspose(4, 6, 3, 2, **last), nn.BatchNorm2D(6, **last))

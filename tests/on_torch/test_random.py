@@ -18,6 +18,7 @@ import refold
 KINDS = (
     *("conv", "conv", "conv", "norm", "norm", "add", "add", "subtract", "scale", "shift", "negate", "relu"),
     *("pad", "crop", "average", "join", "halve", "shuffle", "pointwise_last", "in_place", "again", "flat_norm"),
+    *("transposed", "transposed"),
 )
 
 
@@ -116,6 +117,17 @@ def grown(draw: Any) -> tuple[Any, tuple[int, ...]]:
             shape = (out, *sizes)
             steps.append(("apply_part" if kind == "conv" else kind, (index, part(conv))))
             shapes += [shape] if kind == "conv" else [shape, shape]
+        elif kind == "transposed":
+            k, s, d = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+            p, extra = draw(st.integers(0, d * (k - 1))), draw(st.integers(0, max(s, d) - 1))
+            groups = draw(st.sampled_from([g for g in (1, 1, 2, c) if c % g == 0]))
+            out = groups * draw(st.integers(1, max(1, 6 // groups)))
+            sizes = [s * (n - 1) - 2 * p + d * (k - 1) + 1 + extra for n in (h, w)]
+            if min(sizes) < 2 or max(sizes) > 30:
+                continue
+            turned = nn.ConvTranspose2d(c, out, k, s, p, extra, groups, draw(st.booleans()), d)
+            steps.append(("apply_part", (index, part(turned))))
+            shapes.append((out, *sizes))
         elif kind == "norm":
             steps.append(("apply_part", (index, part(nn.BatchNorm2d(c, affine=draw(st.booleans()))))))
             shapes.append((c, h, w))

@@ -594,3 +594,53 @@ def part_written_in_place() -> Any:
         return F.relu(y) + x
 
     return made(forward, conv=conv_bn(4, 4))
+
+
+# ---- transposed convolutions -------------------------------------------------------------------------
+
+
+@entry(2)
+def decoder_step() -> Any:
+    return randomize(nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
+
+
+@entry(3)
+def transposed_in_groups_with_everything() -> Any:
+    turned = nn.ConvTranspose2d(4, 6, 3, 3, 2, output_padding=1, dilation=2, groups=2)
+    return randomize(nn.Sequential(conv_bn(4, 4), nn.ReLU(), turned, nn.BatchNorm2d(6)))
+
+
+@entry(1)
+def transposed_branches_are_one() -> Any:
+    return made(
+        lambda s, x: s.b(s.a(x)) + s.d(s.c(x)) * 2,
+        a=nn.ConvTranspose2d(4, 6, 4, 2, 1, bias=False),
+        b=nn.BatchNorm2d(6),
+        c=nn.ConvTranspose2d(4, 6, 2, 2),
+        d=nn.BatchNorm2d(6),
+    )
+
+
+@entry(1)
+def cropped_transposed_convolution() -> Any:
+    return made(lambda s, x: s.b(s.a(x)[:, :, 1:-1, 1:-1]), a=nn.ConvTranspose2d(4, 6, 4, 2), b=nn.BatchNorm2d(6))
+
+
+@entry(2, "a transposed convolution puts zeros between its inputs, and a bias before it is not there")
+def a_bias_before_a_transposed_convolution() -> Any:
+    return randomize(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6)))
+
+
+@entry(1)
+def transposed_without_a_stride_is_a_convolution() -> Any:
+    return made(lambda s, x: s.a(x) + s.b(x), a=nn.ConvTranspose2d(4, 6, 3, 1, 1), b=nn.Conv2d(4, 6, 1))
+
+
+@entry(2, shape=(2, 4, 7))
+def transposed_along_one_axis() -> Any:
+    return randomize(nn.Sequential(nn.ConvTranspose1d(4, 6, 5, 3, 1), nn.BatchNorm1d(6), nn.ReLU()))
+
+
+@entry(1, shape=(2, 4, 4, 3, 5))
+def transposed_along_three_axes() -> Any:
+    return randomize(nn.Sequential(nn.ConvTranspose3d(4, 6, (2, 3, 1), (2, 1, 3)), nn.BatchNorm3d(6)))

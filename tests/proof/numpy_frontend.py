@@ -54,7 +54,7 @@ def step(name: str, kind: str, *inputs: str, settings: Mapping[str, Any] | None 
 
 def conv(name: str, source: str, w: Array, b: Array | None = None, **settings: Any) -> Step:
     axes = np.ndim(w) - 2
-    full = {"stride": 1, "dilation": 1, "groups": 1, "pad": ((0, 0),) * axes, **settings}
+    full = {"stride": 1, "dilation": 1, "groups": 1, "spread": 1, "pad": ((0, 0),) * axes, **settings}
     weights = {"w": w} if b is None else {"w": w, "b": b}
     return step(name, "conv", source, settings=full, **weights)
 
@@ -83,6 +83,10 @@ def _literal_conv(x: Array, w: Array, b: Array | None, settings: Mapping[str, An
     axes, s, d, g = w.ndim - 2, settings["stride"], settings["dilation"], settings["groups"]
     if x.shape[1] != w.shape[1] * g:
         raise InputError("the number of channels does not fit")
+    if (spread := settings.get("spread", 1)) > 1:  # zeros between neighbors: a transposed convolution
+        wide = np.zeros((*x.shape[:2], *(spread * (size - 1) + 1 for size in x.shape[2:])), x.dtype)
+        wide[(slice(None), slice(None), *(slice(None, None, spread),) * axes)] = x
+        x = wide
     x = np.pad(x, ((0, 0), (0, 0), *settings["pad"]))
     out = [(size - d * (k - 1) - 1) // s + 1 for size, k in zip(x.shape[2:], w.shape[2:], strict=True)]
     if min(out, default=1) < 1:
@@ -162,7 +166,7 @@ def op_of(step: Step, shape: tuple[int, ...]) -> Op:
     match step.kind:
         case "conv":
             windows = tuple(
-                Window(k, s["stride"], s["dilation"], *pair)
+                Window(k, s["stride"], s["dilation"], *pair, spread=s["spread"])
                 for k, pair in zip(w["w"].shape[2:], s["pad"], strict=True)
             )
             return Affine(affine.convolution(w["w"], w.get("b"), windows, s["groups"]), 1)

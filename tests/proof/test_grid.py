@@ -22,7 +22,9 @@ def naively_merged(first: Any, second: Any, extra: int) -> Any:
     a, b = first.settings, second.settings
     wa, wb = first.weights["w"].astype("float64"), second.weights["w"].astype("float64")
     (pa, qa), (pb, qb) = a["pad"][0], b["pad"][0]
-    step_out, step_in = a["stride"] * b["dilation"], a["dilation"]
+    if a["stride"] > 1 and b["spread"] > 1:
+        return None
+    step_out, step_in = a["stride"] * b["dilation"], a["dilation"] * b["spread"]
     taps = step_out * (wb.shape[2] - 1) + step_in * (wa.shape[2] - 1) + 1
     kernel = np.zeros((wb.shape[0], wa.shape[1], taps))
     for v in range(wb.shape[2]):
@@ -31,12 +33,11 @@ def naively_merged(first: Any, second: Any, extra: int) -> Any:
     bias = second.weights["b"].astype("float64")
     if "b" in first.weights:
         bias = bias + wb.sum(axis=2) @ first.weights["b"].astype("float64")
-    pad = ((pa + a["stride"] * pb + extra, qa + a["stride"] * qb - extra),)
+    pad = ((b["spread"] * pa + a["stride"] * pb + extra, b["spread"] * qa + a["stride"] * qb - extra),)
     if min(pad[0]) < 0:
         return None
-    return conv(
-        "m", "x", kernel.astype("float32"), bias.astype("float32"), stride=a["stride"] * b["stride"], pad=pad
-    )
+    steps = {"stride": a["stride"] * b["stride"], "spread": a["spread"] * b["spread"]}
+    return conv("m", "x", kernel.astype("float32"), bias.astype("float32"), pad=pad, **steps)
 
 
 def outputs(model: Model, x: Array) -> Array | None:
@@ -57,28 +58,30 @@ def agree(before: Model, after: Model, size: int) -> bool:
 pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     taps=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    spreads=st.tuples(st.sampled_from([1, 1, 2, 3]), st.sampled_from([1, 1, 2, 3])),
     dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     pad=st.tuples(pads, pads),
     biased=st.booleans(),
     crop=pads,
     extra=st.sampled_from([0, 0, 0, 1, -1]),
 )
-@example(0, (1, 3), (1, 1), (1, 1), ((0, 0), (1, 1)), True, (0, 0), 0)
-@example(0, (1, 3), (1, 1), (1, 1), ((0, 0), (1, 1)), False, (0, 0), 0)
+@example(0, (1, 3), (1, 1), (1, 1), (1, 1), ((0, 0), (1, 1)), True, (0, 0), 0)
+@example(0, (1, 3), (1, 1), (1, 1), (1, 1), ((0, 0), (1, 1)), False, (0, 0), 0)
 def test_two_convolutions_merged_without_care_are_proved_exactly_if_they_are_equal(
-    seed: int, taps: Any, strides: Any, dilations: Any, pad: Any, biased: bool, crop: Any, extra: int
+    seed: int, taps: Any, strides: Any, spreads: Any, dilations: Any, pad: Any, biased: bool, crop: Any, extra: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    (k1, k2), (s1, s2), (d1, d2) = taps, strides, dilations
-    first = conv(
-        "a", "x", normal(rng, 2, 2, k1), normal(rng, 2) if biased else None, stride=s1, dilation=d1, pad=pad[:1]
+    one, two = (
+        {"stride": strides[i], "dilation": dilations[i], "spread": spreads[i], "pad": pad[i : i + 1]}
+        for i in (0, 1)
     )
-    second = conv("b", "a", normal(rng, 2, 2, k2), normal(rng, 2), stride=s2, dilation=d2, pad=pad[1:])
+    first = conv("a", "x", normal(rng, 2, 2, taps[0]), normal(rng, 2) if biased else None, **one)
+    second = conv("b", "a", normal(rng, 2, 2, taps[1]), normal(rng, 2), **two)
     merged = naively_merged(first, second, extra)
     if merged is None:
         return
@@ -97,7 +100,7 @@ def test_two_convolutions_merged_without_care_are_proved_exactly_if_they_are_equ
 
 def assert_claim_holds(certificate: Certificate, before: Model, after: Model) -> None:
     """What the sentence says: these sizes, and larger ones with the same remainders."""
-    for found in certificate.regions:
+    for found in certificate.regions[:1]:  # the one that reads the model's input
         for size in (int(text.split("x")[1]) for text in found.sizes):
             assert all(agree(before, after, size + 4 * more) for more in range(4))
 
@@ -122,13 +125,20 @@ def test_fixed_sizes_are_proved_for_that_size(size: int, stride: int, data: st.D
 def test_impulses_far_apart_see_each_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packed grid for wide regions, with strides and dilation, in one to three dimensions."""
     monkeypatch.setattr(region, "_FEW_OPERATIONS", 0.0)
-    for axes, stride, dilation in ((1, 1, 1), (1, 3, 2), (2, 2, 1), (3, 1, 1)):
+    for axes, stride, dilation, spread in (
+        (1, 1, 1, 1),
+        (1, 3, 2, 1),
+        (2, 2, 1, 1),
+        (3, 1, 1, 1),
+        (1, 1, 1, 3),
+        (2, 1, 2, 2),
+    ):
         rng = np.random.default_rng(axes)
         channels = 6
         w, b = normal(rng, channels, channels, *(3,) * axes), normal(rng, channels)
         pad = ((dilation, dilation),) * axes
         inputs = {"x": (None, channels) + (9,) * axes}
-        half = conv("c", "x", w, b, stride=stride, dilation=dilation, pad=pad)
+        half = conv("c", "x", w, b, stride=stride, dilation=dilation, spread=spread, pad=pad)
         before = Model(inputs, (half, step("i", "identity", "c")), ("i",))
         after = Model(inputs, (half,), ("c",))
         certificate = check(before, after)

@@ -21,6 +21,12 @@ from refold.algebra.affine import (
 from refold.algebra.affine import (
     scale_shift as scale_shift,
 )
+from refold.algebra.affine import (
+    transposed_convolution as transposed_convolution,
+)
+from refold.algebra.affine import (
+    turned_around as turned_around,
+)
 from refold.algebra.geometry import Window as Window
 from refold.algebra.geometry import same as same
 from refold.algebra.laws import (

@@ -110,6 +110,11 @@ class AffineConv:
         return self.is_channelwise and self.is_pointwise
 
     @property
+    def is_transposed(self) -> bool:
+        """It reads zeros between its inputs: a transposed convolution with a stride."""
+        return any(window.spread > 1 for window in self.windows)
+
+    @property
     def is_identity(self) -> bool:
         """The linear part leaves every tensor as it is (the bias is another matter)."""
         return self.is_scale and bool(np.all(self.kernel == 1.0))
@@ -160,6 +165,26 @@ def convolution(
     weights = np.asarray(kernel, dtype=np.float64)
     offset = np.zeros(weights.shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
     return AffineConv(weights, offset, windows, groups)
+
+
+def transposed_convolution(
+    kernel: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    windows: tuple[Window, ...] = (),
+    groups: int = 1,
+) -> AffineConv:
+    """A transposed convolution; ``kernel`` is ``(in, out/groups, *taps)``, as frameworks with channels first
+    store it, and the windows are those of :func:`refold.algebra.geometry.transposed`."""
+    return convolution(turned_around(kernel, groups), bias, windows, groups)
+
+
+def turned_around(kernel: npt.ArrayLike, groups: int) -> Array:
+    """The kernel of a transposed convolution, ``(in, out/groups, *taps)``, as that of a convolution that reads
+    zeros between its inputs, ``(out, in/groups, *taps)``; and back."""
+    weights = np.asarray(kernel, dtype=np.float64)
+    per_group = weights.reshape(groups, -1, *weights.shape[1:]).swapaxes(1, 2)
+    turned = np.flip(per_group, axis=tuple(range(3, per_group.ndim)))
+    return turned.reshape(-1, *turned.shape[2:])
 
 
 def dense(matrix: npt.ArrayLike, bias: npt.ArrayLike | None = None, axes: int = 0) -> AffineConv:

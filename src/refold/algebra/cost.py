@@ -57,12 +57,14 @@ def convolution_cost(conv: AffineConv, input_elements: int, positions: int, item
     """The cost of one affine convolution as one operator.
 
     ``input_elements``: size of what it reads; ``positions``: output positions (product of the output's
-    spatial sizes); ``itemsize``: bytes of one stored number. Multiply-adds count every tap, padded or not.
+    spatial sizes); ``itemsize``: bytes of one stored number. Multiply-adds count every tap, padded or not,
+    but for the zeros between the inputs of a transposed convolution, which nobody multiplies.
     """
     weights = conv.size
     outputs = conv.channels_out * positions
+    spread = prod(window.spread for window in conv.windows)
     return Cost(
-        multiply_adds=outputs * conv.weights.shape[1] * conv.taps,
+        multiply_adds=-(-outputs * conv.weights.shape[1] * conv.taps // spread),
         bytes=(input_elements + outputs + weights + conv.channels_out) * itemsize,
         operators=1,
     )

@@ -23,6 +23,8 @@ def evaluate(conv: AffineConv, x: npt.ArrayLike) -> Array:
     windows = [_at_size(window, size) for window, size in zip(conv.windows, data.shape[2:], strict=True)]
     sizes = [max(window.output_size(size), 0) for window, size in zip(windows, data.shape[2:], strict=True)]
     for axis, (window, outputs) in enumerate(zip(windows, sizes, strict=True), start=2):
+        if window.spread > 1:
+            data = _with_zeros_between(data, axis, window.spread)
         # One zero in front stands for all that lies outside.
         wide = np.concatenate([np.zeros((*data.shape[:axis], 1, *data.shape[axis + 1 :])), data], axis=axis)
         index = window.stride * np.arange(outputs)[:, None] - window.before
@@ -41,6 +43,13 @@ def evaluate(conv: AffineConv, x: npt.ArrayLike) -> Array:
     out = product.swapaxes(2, 3).reshape(batch, conv.channels_out, *sizes)
     result: Array = out + conv.bias.reshape(-1, *(1,) * axes)
     return result
+
+
+def _with_zeros_between(data: Array, axis: int, spread: int) -> Array:
+    size = spread * (data.shape[axis] - 1) + 1
+    wide = np.zeros((*data.shape[:axis], max(size, 0), *data.shape[axis + 1 :]))
+    wide[(slice(None),) * axis + (slice(None, None, spread),)] = data
+    return wide
 
 
 def _at_size(window: Window, size: int) -> Window:

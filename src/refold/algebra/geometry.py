@@ -5,6 +5,11 @@ the positions ``s*i + offset`` for every offset of its lattice ``-before, -befor
 It gives ``floor((n - 1 + slack)/s) + 1`` outputs, where ``slack = before + after - dilation*(taps - 1)``.
 Two windows are interchangeable for every ``n`` exactly if stride, lattice and slack agree; everything
 below follows from that.
+
+A window with *spread* ``u`` reads the axis with ``u - 1`` zeros put between neighbors, which makes it
+``u*(n - 1) + 1`` long: a transposed convolution is one of these, with stride 1 and its kernel turned
+around (Dumoulin and Visin 2016, arXiv:1603.07285, chapter 4). Offsets, padding and slack count positions
+of that longer axis.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ class Window:
 
     ``before`` and ``after`` count padded positions; negative values crop. ``floating`` is TensorFlow's
     padding ``'same'`` at a size that is not known: the padding follows the size of the input, and
-    ``before`` and ``after`` are 0 and mean nothing.
+    ``before`` and ``after`` are 0 and mean nothing. ``spread`` is the stride of a transposed convolution.
     """
 
     taps: int = 1
@@ -32,12 +37,13 @@ class Window:
     before: int = 0
     after: int = 0
     floating: bool = False
+    spread: int = 1
 
     def __post_init__(self) -> None:
-        if self.taps < 1 or self.stride < 1 or self.dilation < 1:
-            raise ValueError(f"taps, stride and dilation are at least 1, got {self}")
-        if self.floating and (self.before or self.after):
-            raise ValueError(f"a floating window has no padding of its own, got {self}")
+        if self.taps < 1 or self.stride < 1 or self.dilation < 1 or self.spread < 1:
+            raise ValueError(f"taps, stride, dilation and spread are at least 1, got {self}")
+        if self.floating and (self.before or self.after or self.spread > 1):
+            raise ValueError(f"a floating window has no padding of its own and no spread, got {self}")
 
     @property
     def reach(self) -> int:
@@ -52,16 +58,30 @@ class Window:
     @property
     def is_unit(self) -> bool:
         """One tap that reads its own position: the window of a pointwise map."""
-        return self.taps == 1 and self.stride == 1 and self.before == 0 and self.after == 0
+        return self.taps == self.stride == self.spread == 1 and self.before == self.after == 0
 
     def output_size(self, size: int) -> int:
         """Number of outputs for an input of ``size`` positions."""
         if self.floating:
             return -(-size // self.stride)
-        return (size - 1 + self.slack) // self.stride + 1
+        return (self.spread * (size - 1) + self.slack) // self.stride + 1
 
 
 UNIT = Window()
+
+
+def transposed(taps: int, stride: int, dilation: int, crop: tuple[int, int]) -> Window:
+    """The window of a transposed convolution, which gives ``stride*(n - 1) + dilation*(taps - 1) + 1`` outputs
+    without the first and the last ones that ``crop`` counts (negative: with so many more).
+
+    The kernel that it reads with is that of the transposed convolution turned around along this axis."""
+    reach = dilation * (taps - 1)
+    return Window(taps, 1, dilation if taps > 1 else 1, reach - crop[0], reach - crop[1], spread=stride)
+
+
+def crop(window: Window) -> tuple[int, int]:
+    """What :func:`transposed` was given to give this window, whose stride is 1."""
+    return window.reach - window.before, window.reach - window.after
 
 
 def same(taps: int, stride: int, dilation: int, size: int | None) -> Window:
@@ -92,6 +112,9 @@ def composed(outer: Window, inner: Window) -> Window | Refusal:
             "padding 'same' with a stride depends on the size of the input, which is not known here "
             "(fix the input size to let this fold)"
         )
+    if outer.spread > 1 and inner.stride > 1:
+        return Refusal("a transposed convolution after a stride is no convolution with one step")
+    inner = _spread_out(inner, outer.spread)
     steps = [outer.dilation * inner.stride] * (outer.taps > 1) + [inner.dilation] * (inner.taps > 1)
     step = gcd(*steps) or 1
     reach = inner.stride * outer.reach + inner.reach
@@ -101,7 +124,31 @@ def composed(outer: Window, inner: Window) -> Window | Refusal:
         dilation=step,
         before=inner.before + inner.stride * outer.before,
         after=inner.after + inner.stride * outer.after,
+        spread=inner.spread,
     )
+
+
+def _spread_out(window: Window, spread: int) -> Window:
+    """The window, with stride 1, that gives the outputs of ``window`` with zeros between them."""
+    return (
+        Window(
+            window.taps,
+            window.stride,
+            window.dilation * spread if window.taps > 1 else 1,
+            window.before * spread,
+            window.after * spread,
+            spread=window.spread * spread,
+        )
+        if spread > 1
+        else window
+    )
+
+
+def read_beyond(window: Window) -> tuple[int, int]:
+    """How many positions before the first and behind the last one of its input a window reads, at most."""
+    if window.floating:
+        return 0, 0
+    return max(window.before, 0) // window.spread, max(window.after, 0) // window.spread
 
 
 def zero_outside(window: Window, size: int | None) -> tuple[bool, bool]:
@@ -113,7 +160,7 @@ def zero_outside(window: Window, size: int | None) -> tuple[bool, bool]:
     if size is None:
         after = window.after >= window.reach
     else:
-        after = window.stride * window.output_size(size) - window.before >= size
+        after = window.stride * window.output_size(size) - window.before > window.spread * (size - 1)
     return before, after
 
 
@@ -130,6 +177,7 @@ def padded(window: Window, before: int, after: int) -> Window | Refusal:
         window.dilation,
         window.before + window.stride * before,
         window.after + window.stride * after,
+        spread=window.spread,
     )
 
 
@@ -143,6 +191,8 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
     if any(window.stride != first.stride for window in windows):
         strides = ", ".join(str(stride) for stride in sorted({window.stride for window in windows}))
         return Refusal(f"the branches have different strides ({strides})")
+    if any(window.spread != first.spread for window in windows):
+        return Refusal("a transposed convolution with a stride and another one do not add up to one")
     low = min(-window.before for window in windows)
     high = max(window.reach - window.before for window in windows)
     distances = [window.dilation for window in windows if window.taps > 1]
@@ -157,6 +207,7 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
         dilation=step,
         before=-low,
         after=slack + high,
+        spread=first.spread,
     )
 
 

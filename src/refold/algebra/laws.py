@@ -24,6 +24,7 @@ Space = tuple[int | None, ...]
 MOST_WEIGHTS = 2**27
 
 ZERO_AFTER_BIAS = "zero padding after a bias is not a convolution at the border"
+ZERO_BETWEEN = "a transposed convolution puts zeros between its inputs, and a bias before it is not there"
 
 
 def pad(
@@ -61,15 +62,17 @@ def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) ->
     """``outer`` after ``inner``: taps at ``s*d*v + u``, kernel ``sum_m outer[o,m,v] inner[m,c,u]``,
     bias ``b_outer + sum outer b_inner``.
 
-    Exact if ``outer`` pads nothing, or pads zeros where ``inner`` would give zeros (see :func:`pad`).
+    Exact if ``outer`` pads nothing, or pads zeros where ``inner`` would give zeros (see :func:`pad`). The
+    zeros that a transposed ``outer`` reads between its inputs allow no bias there either.
     """
     if outer.channels_in != inner.channels_out or len(outer.windows) != len(inner.windows):
         return Refusal(
             f"{outer.channels_in} channels on {len(outer.windows)} axes cannot be read from "
             f"{inner.channels_out} channels on {len(inner.windows)} axes"
         )
-    widths = [_zero_padding(window) for window in outer.windows]
-    extended = pad(inner, [(max(a, 0), max(b, 0)) for a, b in widths], 0.0, space)
+    if outer.is_transposed and np.any(inner.bias):
+        return Refusal(ZERO_BETWEEN)
+    extended = pad(inner, [geometry.read_beyond(window) for window in outer.windows], 0.0, space)
     if isinstance(extended, Refusal):
         return extended
     windows: list[Window] = []
@@ -226,10 +229,6 @@ def _diagonal(kernel: Array, groups: int) -> Array:
     return np.concatenate(blocks)
 
 
-def _zero_padding(window: Window) -> tuple[int, int]:
-    return (0, 0) if window.floating else (window.before, window.after)
-
-
 def _apply_to_constant(conv: AffineConv, constant: Array) -> Array:
     """What the linear part of ``conv`` gives on a tensor that is constant over space."""
     gain = conv.kernel.sum(axis=tuple(range(2, conv.kernel.ndim)))
@@ -257,7 +256,7 @@ def _composed_kernel(outer: AffineConv, inner: AffineConv, windows: tuple[Window
 def _inner_places(v: int, outer: Window, inner: Window, window: Window) -> slice:
     """Where the taps of ``inner`` land when read through tap ``v`` of ``outer``."""
     start = v * outer.dilation * inner.stride // window.dilation
-    step = inner.dilation // window.dilation if inner.taps > 1 else 1
+    step = inner.dilation * outer.spread // window.dilation if inner.taps > 1 else 1
     return slice(start, start + step * (inner.taps - 1) + 1, step)
 
 

@@ -177,10 +177,13 @@ def _describe(conv: AffineConv) -> str:
     if conv.is_pointwise and conv.groups == 1:
         return f"{'1x1 convolution' if len(conv.windows) == 2 else 'dense layer'}, {channels}"
     details = [channels]
+    if conv.is_transposed:
+        details.append("stride " + "x".join(str(window.spread) for window in conv.windows))
     if any(window.stride > 1 for window in conv.windows):
         details.append("stride " + "x".join(str(window.stride) for window in conv.windows))
     if any(window.dilation > 1 for window in conv.windows):
         details.append("dilation " + "x".join(str(window.dilation) for window in conv.windows))
     if conv.groups > 1:
         details.append(f"{conv.groups} groups")
-    return f"{size} convolution, {', '.join(details)}"
+    kind = "transposed convolution" if conv.is_transposed else "convolution"
+    return f"{size} {kind}, {', '.join(details)}"

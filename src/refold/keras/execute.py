@@ -116,7 +116,7 @@ def _on_cpu(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     try:
         return function(*args, **kwargs)
-    except tf.errors.UnimplementedError:
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
         return tf.function(function, jit_compile=True)(*args, **kwargs)
 
 

@@ -7,14 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from refold.algebra.affine import AffineConv, Array
+from refold.algebra.affine import AffineConv, Array, turned_around
 from refold.algebra.geometry import Window, same
 from refold.algebra.refusal import Refusal
 from refold.keras.axes import CONV, DEPTHWISE
+from refold.keras.transposed import transposed_padding
 
 layers = keras.layers
 
 _CONV = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
+_TRANSPOSED = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
 _DEPTHWISE = {1: layers.DepthwiseConv1D, 2: layers.DepthwiseConv2D}
 _PADDING = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.ZeroPadding3D}
 _CROPPING = {1: layers.Cropping1D, 2: layers.Cropping2D, 3: layers.Cropping3D}
@@ -29,6 +31,11 @@ def helpers(conv: AffineConv, space: Space) -> int | Refusal:
         return 0
     if axes > 3 and not (conv.is_pointwise and conv.groups == 1):
         return Refusal(f"Keras has no convolution over {axes} axes")
+    if conv.is_transposed:
+        if conv.groups > 1:
+            return Refusal("Keras' transposed convolutions have no groups")
+        said = transposed_padding(conv.windows) is not None
+        return 0 if said else Refusal("no transposed convolution of Keras pads or crops its output like this")
     if any(window.stride > 1 for window in conv.windows) and any(window.dilation > 1 for window in conv.windows):
         return Refusal("Keras' convolutions have no stride together with dilation")
     strides = {window.stride for window in conv.windows}
@@ -73,18 +80,24 @@ def layers_for(
     if fits_dense and (dense or axes not in _CONV):
         layer = layers.Dense(conv.channels_out, use_bias=bias is not None, activation=activation, **common)
         return [layer]
-    word = "same" if any(window.floating for window in conv.windows) else _padding_word(conv, space)
-    before = [] if word else _borders(conv.windows, data_format, name, dtype)
     settings = {
         "kernel_size": tuple(window.taps for window in conv.windows),
-        "strides": tuple(window.stride for window in conv.windows),
         "dilation_rate": tuple(window.dilation for window in conv.windows),
-        "padding": word or "valid",
         "data_format": data_format,
         "use_bias": bias is not None,
         "activation": activation,
         **common,
     }
+    if conv.is_transposed:
+        said = transposed_padding(conv.windows)
+        assert said is not None
+        settings["padding"], settings["output_padding"] = said
+        settings["strides"] = tuple(window.spread for window in conv.windows)
+        return [_TRANSPOSED[axes](conv.channels_out, **settings)]
+    word = "same" if any(window.floating for window in conv.windows) else _padding_word(conv, space)
+    before = [] if word else _borders(conv.windows, data_format, name, dtype)
+    settings["padding"] = word or "valid"
+    settings["strides"] = tuple(window.stride for window in conv.windows)
     if _is_depthwise(conv):
         settings["depth_multiplier"] = conv.channels_out // conv.channels_in
         if axes == 1:
@@ -103,6 +116,8 @@ def set_weights(made: list[Any], conv: AffineConv, bias: Array | None) -> None:
         kernel = conv.kernel.reshape(conv.kernel.shape[:2]).T
     elif isinstance(layer, layers.DepthwiseConv1D | layers.DepthwiseConv2D):
         kernel = DEPTHWISE.from_core(conv.kernel, conv.channels_in)
+    elif conv.is_transposed:
+        kernel = CONV.from_core(turned_around(conv.kernel, 1), 1)
     else:
         kernel = CONV.from_core(conv.kernel, conv.groups)
     layer.set_weights([kernel] if bias is None else [kernel, bias])

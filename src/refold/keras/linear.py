@@ -22,6 +22,7 @@ from refold.algebra.geometry import Window
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.keras.axes import CONV, DEPTHWISE, KernelAxes
 from refold.keras.trace import AnyArray, Call, Constant
+from refold.keras.transposed import transposed_windows
 
 layers = keras.layers
 
@@ -89,6 +90,16 @@ def _conv(call: Call) -> Op:
     return _kernel_op(
         call, layer.kernel, layer.bias, CONV, layer.groups, layer.padding, layer.strides, layer.dilation_rate
     )
+
+
+def _conv_transpose(call: Call) -> Op:
+    layer = call.layer
+    kernel = CONV.to_core(_required(call, layer.kernel))  # (in, out, *taps), for the two are the other way round
+    windows = transposed_windows(
+        kernel.shape[2:], layer.strides, layer.dilation_rate, layer.padding, layer.output_padding
+    )
+    conv = affine.transposed_convolution(kernel, _weight(call, layer.bias), windows)
+    return Affine(conv, _channel_axis(layer, kernel.ndim), layer.bias is not None)
 
 
 def _depthwise(call: Call) -> Op:
@@ -284,6 +295,9 @@ LAYERS: dict[type[Any], Entry] = {
     layers.Conv1D: _conv,
     layers.Conv2D: _conv,
     layers.Conv3D: _conv,
+    layers.Conv1DTranspose: _conv_transpose,
+    layers.Conv2DTranspose: _conv_transpose,
+    layers.Conv3DTranspose: _conv_transpose,
     layers.DepthwiseConv1D: _depthwise,
     layers.DepthwiseConv2D: _depthwise,
     layers.SeparableConv1D: _separable,

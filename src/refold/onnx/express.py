@@ -9,12 +9,14 @@ from typing import Any, final
 import numpy as np
 import onnx_ir as ir
 
-from refold.algebra.affine import AffineConv, Array
-from refold.algebra.geometry import Window, same
+from refold.algebra.affine import AffineConv, Array, turned_around
+from refold.algebra.geometry import Window, crop, same
 from refold.algebra.refusal import Refusal
 from refold.onnx.reference import AnyArray
 
 Space = tuple[int | None, ...]
+
+UNSAID = "no ConvTranspose pads or crops its output like this"
 
 
 def helpers(conv: AffineConv, space: Space) -> int | Refusal:
@@ -25,11 +27,19 @@ def helpers(conv: AffineConv, space: Space) -> int | Refusal:
         return Refusal("ONNX has no dense layer in groups")
     if any(window.floating for window in conv.windows):
         return 0 if _same_everywhere(conv.windows) else Refusal("ONNX pads with SAME_UPPER on all axes or on none")
+    if conv.is_transposed:
+        return 0 if all(_is_said_transposed(window) for window in conv.windows) else Refusal(UNSAID)
     return int(any(window.before < 0 or window.after < 0 for window in conv.windows))
 
 
 def _same_everywhere(windows: Sequence[Window]) -> bool:
     return all(w.floating or w == same(w.taps, w.stride, w.dilation, None) for w in windows)
+
+
+def _is_said_transposed(window: Window) -> bool:
+    """Whether a ConvTranspose has such a window: it crops before, and adds less than a step behind."""
+    before, after = crop(window)
+    return window.stride == 1 and before >= 0 and -after < window.spread
 
 
 @final
@@ -88,11 +98,12 @@ class Writer:
             x = self.node("MatMul", [x, self.constant(f"{name}_weight", matrix)], name)
             return self.shifted(x, bias, axis_out, rank, name)
         x = self.turned(x, axis_in, 1, rank, name)
-        x = self._cropped(x, conv.windows, name)
-        inputs = [x, self.constant(f"{name}_weight", conv.kernel)]
+        x = x if conv.is_transposed else self._cropped(x, conv.windows, name)
+        kernel = turned_around(conv.kernel, conv.groups) if conv.is_transposed else conv.kernel
+        inputs = [x, self.constant(f"{name}_weight", kernel)]
         if bias is not None:
             inputs.append(self.constant(f"{name}_bias", bias))
-        y = self.node("Conv", inputs, name, _settings(conv))
+        y = self.node("ConvTranspose" if conv.is_transposed else "Conv", inputs, name, _settings(conv))
         return self.turned(y, 1, axis_out, rank, name)
 
     def shifted(self, x: ir.Value, bias: Array | None, axis: int, rank: int, name: str) -> ir.Value:
@@ -146,6 +157,13 @@ def _settings(conv: AffineConv) -> dict[str, Any]:
         "dilations": [window.dilation for window in windows],
         "group": conv.groups,
     }
+    if conv.is_transposed:
+        crops = [crop(window) for window in windows]
+        settings["strides"] = [window.spread for window in windows]
+        settings["pads"] = [before for before, _ in crops] + [max(after, 0) for _, after in crops]
+        if any(after < 0 for _, after in crops):
+            settings["output_padding"] = [max(-after, 0) for _, after in crops]
+        return settings
     if any(window.floating for window in windows):
         return {**settings, "auto_pad": "SAME_UPPER"}
     pads = [max(window.before, 0) for window in windows] + [max(window.after, 0) for window in windows]

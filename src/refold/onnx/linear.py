@@ -150,6 +150,33 @@ def _conv(step: Step) -> Op:
     return Affine(AffineConv(weights, offset, windows, groups), 1, bias is not None)
 
 
+def _conv_transpose(step: Step) -> Op:
+    kernel = step.input(1)
+    if kernel is None or not kernel.is_constant or kernel.shapes[0] is None:
+        return Opaque("its kernel is no constant")
+    bias = step.constant(2)
+    if bias is None and not step.is_left_out(2):
+        return Opaque("its bias is no constant")
+    if step.integers("output_shape") or step.word("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
+        return Opaque("its paddings follow from the shape of its output")
+    channels_in, per_group, *taps = kernel.shapes[0]
+    axes, groups = len(step.shape_in()) - 2, step.integer("group", 1)
+    ones, zeros = (1,) * axes, (0,) * axes
+    strides, dilations = step.integers("strides") or ones, step.integers("dilations") or ones
+    extra = step.integers("output_padding") or zeros
+    pads = step.integers("pads") or zeros * 2
+    if {len(taps), len(strides), len(dilations), len(extra), len(pads) // 2} != {axes}:
+        return Opaque("its kernel does not fit the tensor that it reads")
+    if channels_in % groups or step.shape_in()[1] not in (channels_in, None):
+        return Opaque("its kernel does not fit the channels that it reads")
+    crops = zip(pads[:axes], (pad - more for pad, more in zip(pads[axes:], extra, strict=True)), strict=True)
+    windows = tuple(map(geometry.transposed, taps, strides, dilations, crops))
+    shape = (per_group * groups, channels_in // groups, *taps)
+    weights = Deferred(shape, lambda: affine.turned_around(kernel.array(), groups))
+    offset = np.zeros(shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
+    return Affine(AffineConv(weights, offset, windows, groups), 1, bias is not None)
+
+
 def _windows(step: Step, taps: tuple[int, ...], dilated: bool = True) -> tuple[Window, ...] | str:
     """The windows of a convolution or pooling; or why there are none."""
     space = step.shape_in()[2:]
@@ -528,6 +555,7 @@ OPERATORS: Mapping[str, Entry] = {
     "Cast": _identity,
     "Concat": _concat,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Div": _div,
     "Dropout": _dropout,
     "Gather": _gather,

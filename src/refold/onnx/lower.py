@@ -143,7 +143,7 @@ class _Lowering:
     def region_name(self, region: Region) -> str:
         """The name of the last convolution or matrix among the region's nodes, else of its last node."""
         steps = [self.record.nodes[name] for name in region.nodes]
-        kernels = [step for step in steps if step.op_type in ("Conv", "Gemm", "MatMul")]
+        kernels = [step for step in steps if step.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
         last = (kernels or steps)[-1]
         return f"{last.name or last.outputs[0].name}_folded"
 

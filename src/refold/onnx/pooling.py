@@ -3,6 +3,7 @@ takes minutes where a proof asks for thousands of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import onnx_ir as ir
 AnyArray = npt.NDArray[Any]
 
 
-def average(node: ir.Node, x: AnyArray) -> AnyArray | None:
+def average(node: ir.Node, arrays: Sequence[AnyArray | None]) -> AnyArray | None:
     """https://onnx.ai/onnx/operators/onnx__AveragePool.html; None for the settings that are left to the
     reference evaluator."""
+    (x,) = arrays
+    assert x is not None
     seen = _windows(node, x, 0.0)
     if seen is None:
         return None
@@ -26,9 +29,11 @@ def average(node: ir.Node, x: AnyArray) -> AnyArray | None:
     return np.asarray(seen.sum(axis=taps) / counted.sum(axis=taps))
 
 
-def largest(node: ir.Node, x: AnyArray) -> AnyArray | None:
+def largest(node: ir.Node, arrays: Sequence[AnyArray | None]) -> AnyArray | None:
     """https://onnx.ai/onnx/operators/onnx__MaxPool.html; None for the settings that are left to the
     reference evaluator."""
+    (x,) = arrays
+    assert x is not None
     if len(node.outputs) > 1 or x.dtype.kind != "f":
         return None
     seen = _windows(node, x, -np.inf)

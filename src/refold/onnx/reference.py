@@ -5,7 +5,7 @@ Constants, size arithmetic and proofs are all computed here: nothing of the engi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from refold.errors import InputError
-from refold.onnx import pooling
+from refold.onnx import pooling, transposed
 
 AnyArray = npt.NDArray[Any]
 
@@ -31,7 +31,13 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 # or lacks, and the version that computes the same and has it right.
 _RIGHT_SINCE = {"BatchNormalization": 15, "QuantizeLinear": 19, "DequantizeLinear": 19}
 
-_BY_DEFINITION = {"AveragePool": pooling.average, "MaxPool": pooling.largest}
+Definition = Callable[[ir.Node, Sequence[AnyArray | None]], AnyArray | None]
+
+_BY_DEFINITION: dict[str, Definition] = {
+    "AveragePool": pooling.average,
+    "MaxPool": pooling.largest,
+    "ConvTranspose": transposed.convolution,
+}
 
 
 @final
@@ -54,9 +60,9 @@ class Operators:
         """
         quick = _BY_DEFINITION.get(node.op_type) if not node.domain else None
         if quick is not None and arrays[0] is not None:
-            pooled = quick(node, arrays[0])
-            if pooled is not None:
-                return [pooled]
+            result = quick(node, arrays)
+            if result is not None:
+                return [result]
         feeds = dict(captured or {})
         for value, array in zip(node.inputs, arrays, strict=True):
             if value is not None and array is not None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import paddle
 
-from refold.algebra.affine import AffineConv, Array
+from refold.algebra import geometry
+from refold.algebra.affine import AffineConv, Array, turned_around
 from refold.algebra.geometry import Window, same
 from refold.algebra.refusal import Refusal
 from refold.paddle.axes import dense_weight, layout
@@ -15,9 +16,12 @@ from refold.paddle.perform import rounded
 nn = paddle.nn
 
 _CONV = {1: nn.Conv1D, 2: nn.Conv2D, 3: nn.Conv3D}
+_TRANSPOSED = {1: nn.Conv1DTranspose, 2: nn.Conv2DTranspose, 3: nn.Conv3DTranspose}
 _NORM = {0: nn.BatchNorm1D, 1: nn.BatchNorm1D, 2: nn.BatchNorm2D, 3: nn.BatchNorm3D}
 
 Space = tuple[int | None, ...]
+
+UNSAID = "no transposed convolution of Paddle pads or crops its output like this"
 
 
 def helpers(conv: AffineConv, space: Space) -> int | Refusal:
@@ -35,11 +39,22 @@ def helpers(conv: AffineConv, space: Space) -> int | Refusal:
             return Refusal("Paddle does not dilate where it pads with 'SAME'")
         if not all(_is_same(window) for window in conv.windows):
             return Refusal("Paddle pads with 'SAME' on all axes or on none")
+    if conv.is_transposed:
+        return 0 if all(_is_said_transposed(window) for window in conv.windows) else Refusal(UNSAID)
     return int(any(window.before < 0 or window.after < 0 for window in conv.windows))
+
+
+def _is_said_transposed(window: Window) -> bool:
+    """Whether Paddle's transposed convolution has such a window: it crops before, and adds less than a step
+    behind."""
+    before, after = geometry.crop(window)
+    return window.stride == 1 and before >= 0 and -after < max(window.spread, window.dilation)
 
 
 def crops(conv: AffineConv) -> tuple[tuple[int, int], ...]:
     """The positions that are cut off, per spatial axis, before Paddle's convolution."""
+    if conv.is_transposed:
+        return ((0, 0),) * len(conv.windows)
     return tuple((max(-window.before, 0), max(-window.after, 0)) for window in conv.windows)
 
 
@@ -56,17 +71,21 @@ def layer_for(
     elif conv.is_pointwise and conv.groups == 1 and channel_axis == axes + 1 and (dense or axes not in _CONV):
         layer = nn.Linear(conv.channels_in, conv.channels_out, bias_attr=None if bias is not None else False)
     else:
-        layer = _CONV[axes](
-            conv.channels_in,
-            conv.channels_out,
-            [window.taps for window in conv.windows],
-            stride=[window.stride for window in conv.windows],
-            padding=_padding(conv.windows),
-            dilation=[window.dilation for window in conv.windows],
-            groups=conv.groups,
-            bias_attr=None if bias is not None else False,
-            data_format=layout(axes, channel_axis),
-        )
+        sizes = (conv.channels_in, conv.channels_out, [window.taps for window in conv.windows])
+        settings = {
+            "dilation": [window.dilation for window in conv.windows],
+            "groups": conv.groups,
+            "bias_attr": None if bias is not None else False,
+            "data_format": layout(axes, channel_axis),
+        }
+        if conv.is_transposed:
+            settings["stride"] = [window.spread for window in conv.windows]
+            settings |= _cropping([geometry.crop(window) for window in conv.windows], conv.windows)
+            layer = _TRANSPOSED[axes](*sizes, **settings)
+        else:
+            settings["stride"] = [window.stride for window in conv.windows]
+            settings["padding"] = _padding(conv.windows)
+            layer = _CONV[axes](*sizes, **settings)
     if dtype != "float32":
         layer.to(dtype=dtype)
     _set(layer, conv, bias, dtype)
@@ -82,7 +101,7 @@ def _set(layer: Any, conv: AffineConv, bias: Array | None, dtype: str) -> None:
     elif isinstance(layer, nn.Linear):
         weight = dense_weight(conv)
     else:
-        weight = conv.kernel
+        weight = turned_around(conv.kernel, conv.groups) if conv.is_transposed else conv.kernel
     layer.weight.set_value(rounded(weight, dtype))
     if bias is not None:
         layer.bias.set_value(rounded(bias, dtype))
@@ -108,6 +127,15 @@ def _padding(windows: tuple[Window, ...]) -> Any:
     if all(before == after for before, after in widths):
         return [before for before, _ in widths]
     return [width for pair in widths for width in pair]
+
+
+def _cropping(widths: list[tuple[int, int]], windows: tuple[Window, ...]) -> dict[str, Any]:
+    """How a transposed convolution is told what to crop: the same on both sides if it can be."""
+    more = [before - after for before, after in widths]
+    if all(0 <= n < max(window.spread, window.dilation) for n, window in zip(more, windows, strict=True)):
+        return {"padding": [before for before, _ in widths], "output_padding": more}
+    both = [width for before, after in widths for width in (before, max(after, 0))]
+    return {"padding": both, "output_padding": [max(-after, 0) for _, after in widths]}
 
 
 def _is_same(window: Window) -> bool:

@@ -160,13 +160,21 @@ def _windows(
     if algorithm == "SAME":
         # Paddle takes every dilation for 1 here.
         return tuple(geometry.same(t, s, 1, n) for t, s, n in zip(taps, strides, space, strict=True))
-    widths = [0] * (2 * axes) if algorithm == "VALID" else list(paddings)
-    if len(widths) == axes:
-        widths = [width for width in widths for _ in range(2)]
     return tuple(
-        Window(t, s, d if t > 1 else 1, widths[2 * i], widths[2 * i + 1])
-        for i, (t, s, d) in enumerate(zip(taps, strides, dilations, strict=True))
+        Window(t, s, d if t > 1 else 1, before, after)
+        for t, s, d, (before, after) in zip(
+            taps, strides, dilations, _widths(algorithm, paddings, axes), strict=True
+        )
     )
+
+
+def _widths(algorithm: str, paddings: Any, axes: int) -> list[tuple[int, int]]:
+    """What is padded before and behind, per axis, where the sizes do not decide it."""
+    if algorithm == "VALID":
+        return [(0, 0)] * axes
+    if len(paddings) == axes:
+        return [(width, width) for width in paddings]
+    return [(paddings[2 * axis], paddings[2 * axis + 1]) for axis in range(axes)]
 
 
 def _conv_op(
@@ -197,6 +205,21 @@ def _conv2d(primitive: Primitive, shapes: Shapes) -> Op:
 def _depthwise_or_conv3d(primitive: Primitive, shapes: Shapes) -> Op:
     strides, paddings, algorithm, groups, dilations, layout = primitive.args[2:8]
     return _conv_op(primitive, shapes, strides, paddings, algorithm, groups, dilations, layout)
+
+
+def _transposed(primitive: Primitive, shapes: Shapes) -> Op:
+    tensor, weight, strides, paddings, extra, size, algorithm, groups, dilations, layout = primitive.args[:10]
+    if not isinstance(tensor, Symbol) or not isinstance(weight, Constant):
+        return Opaque(NOT_CONSTANT)
+    if algorithm == "SAME" or not (isinstance(size, list | tuple) and not size):
+        return Opaque("its paddings follow from the size of its output")
+    kernel = numbers(weight.tensor)
+    axes = kernel.ndim - 2
+    more = list(extra or [0] * axes)
+    crops = [(a, b - c) for (a, b), c in zip(_widths(algorithm, paddings, axes), more, strict=True)]
+    windows = tuple(map(geometry.transposed, kernel.shape[2:], strides, dilations, crops))
+    conv = affine.transposed_convolution(kernel, None, windows, groups)
+    return Affine(conv, _channel_axis(layout, axes + 2), biased=False)
 
 
 # ---- dense -----------------------------------------------------------------------------------------
@@ -441,6 +464,9 @@ OPERATORS: dict[str, Entry] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_or_conv3d,
     "conv3d": _depthwise_or_conv3d,
+    "conv2d_transpose": _transposed,
+    "depthwise_conv2d_transpose": _transposed,
+    "conv3d_transpose": _transposed,
     "linear": _linear,
     "matmul": _matmul,
     "batch_norm": _batch_norm,

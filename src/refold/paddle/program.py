@@ -29,6 +29,7 @@ from refold.paddle.source import Code
 TENSOR, TENSORS, NUMBERS = "<tensor>", "<tensors>", "<numbers>"
 
 _CONV_TAIL = ("groups", "dilations", "data_format")
+_TRANSPOSED = (TENSOR, TENSOR, "strides", "paddings", "output_padding")
 _NORM = ("is_test", "momentum", "epsilon", "data_format", "use_global_stats", "trainable_statistics")
 _POOL = (
     *("strides", "paddings", "ceil_mode", "exclusive", "data_format"),
@@ -50,10 +51,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "conv2d": (TENSOR, TENSOR, "strides", "paddings", "padding_algorithm", "dilations", "groups", "data_format"),
     "depthwise_conv2d": (TENSOR, TENSOR, "strides", "paddings", "padding_algorithm", *_CONV_TAIL),
     "conv3d": (TENSOR, TENSOR, "strides", "paddings", "padding_algorithm", *_CONV_TAIL),
-    "conv2d_transpose": (
-        *(TENSOR, TENSOR, "strides", "paddings", "output_padding", NUMBERS, "padding_algorithm"),
-        *_CONV_TAIL,
-    ),
+    "conv2d_transpose": (*_TRANSPOSED, NUMBERS, "padding_algorithm", *_CONV_TAIL),
+    "depthwise_conv2d_transpose": (*_TRANSPOSED, NUMBERS, "padding_algorithm", *_CONV_TAIL),
+    "conv3d_transpose": (*_TRANSPOSED, "output_size", "padding_algorithm", *_CONV_TAIL),
     "batch_norm_": (TENSOR,) * 5 + _NORM,
     "batch_norm": (TENSOR,) * 5 + _NORM,
     "layer_norm": (TENSOR, TENSOR, TENSOR, "epsilon", "begin_norm_axis"),

@@ -7,13 +7,20 @@ likewise. With at least one output that is both, no output is neither; then what
 remainder by the total stride, because every operator does the same at every position that its
 window reaches in full. So equality on one such size is equality on all larger ones. Sizes that do not
 have it are taken as they are.
+
+Where a transposed convolution gives ``u`` outputs for one input, an output reads ``1/u`` positions further
+than the one before it, and what holds of the outputs repeats after several of them: the *period* of a leaf
+axis is by how much it must grow to move every value on the way by whole positions, and that many outputs
+must then be clean on both sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
+from math import ceil, floor, lcm
 from typing import final
 
 from refold.algebra.geometry import Window, same
@@ -21,6 +28,9 @@ from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, R
 from refold.proof.cone import Cone
 
 Sizes = tuple[int, ...]
+LeafAxis = tuple[int, int]  # the number of a leaf, and an axis of it (batch left out)
+# For each axis of a value the leaf axes that it comes from, and the strides with which it reads them.
+Way = tuple[dict[LeafAxis, set[Fraction]], ...]
 
 # As many combinations of remainders are tried where the size is not known; more than that, and the axes
 # are varied together.
@@ -42,10 +52,10 @@ class Axis:
     size: int
     first: int
     last: int
-    stride: int = 1
-    low: int = 0
-    high: int = 0
-    of: frozenset[tuple[int, int]] = frozenset()
+    stride: Fraction = Fraction(1)
+    low: Fraction = Fraction(0)
+    high: Fraction = Fraction(0)
+    of: frozenset[LeafAxis] = frozenset()
 
     @property
     def is_representative(self) -> bool:
@@ -71,17 +81,17 @@ class Grids:
     are not known are among these."""
 
     sizes: tuple[tuple[Sizes, ...], ...]
-    free: frozenset[tuple[int, int]]
+    free: frozenset[LeafAxis]
     for_every_size: bool
 
 
-def through(side: Side, sizes: Sequence[Sizes]) -> tuple[dict[str, tuple[Axis, ...]], set[tuple[int, int]]]:
+def through(side: Side, sizes: Sequence[Sizes]) -> tuple[dict[str, tuple[Axis, ...]], set[LeafAxis]]:
     """Every value of a region, axis by axis (batch left out), and the leaf axes that are mixed as a whole.
 
     Raises GridError where the sizes do not fit.
     """
     axes: dict[str, tuple[Axis, ...]] = {}
-    whole: set[tuple[int, int]] = set()
+    whole: set[LeafAxis] = set()
     for leaf in side.cone.leaves:
         number = side.number[leaf]
         axes[leaf] = tuple(
@@ -92,7 +102,7 @@ def through(side: Side, sizes: Sequence[Sizes]) -> tuple[dict[str, tuple[Axis, .
     return axes, whole
 
 
-def _through(node: Node, inputs: list[tuple[Axis, ...]], whole: set[tuple[int, int]]) -> tuple[Axis, ...]:
+def _through(node: Node, inputs: list[tuple[Axis, ...]], whole: set[LeafAxis]) -> tuple[Axis, ...]:
     first = inputs[0]
     match node.op:
         case Affine(conv, axis):
@@ -145,7 +155,7 @@ def _aligned(inputs: list[tuple[Axis, ...]]) -> list[tuple[Axis, ...]]:
     return list(zip(*inputs, strict=True))
 
 
-def _met(entries: tuple[Axis, ...], whole: set[tuple[int, int]]) -> Axis:
+def _met(entries: tuple[Axis, ...], whole: set[LeafAxis]) -> Axis:
     """The axis where several tensors meet."""
     if len({entry.size for entry in entries}) > 1:
         raise GridError("the sizes differ")
@@ -157,7 +167,7 @@ def _met(entries: tuple[Axis, ...], whole: set[tuple[int, int]]) -> Axis:
         entries[0].size,
         max(entry.first for entry in entries),
         min(entry.last for entry in entries),
-        max(strides, default=1),
+        max(strides, default=Fraction(1)),
         min(entry.low for entry in entries),
         max(entry.high for entry in entries),
         of,
@@ -168,16 +178,17 @@ def _window(axis: Axis, window: Window) -> Axis:
     if window.floating:
         window = same(window.taps, window.stride, window.dilation, axis.size)
     size = window.output_size(axis.size)
-    if size < 1 or axis.size + window.before + window.after <= window.reach:
+    if size < 1 or window.spread * (axis.size - 1) + 1 + window.before + window.after <= window.reach:
         raise GridError("the tensor is too small")
-    stride, reach = window.stride, window.reach
+    stride, reach, spread = window.stride, window.reach, window.spread
+    step = axis.stride / spread
     return Axis(
         size,
-        max(0, -(-(axis.first + window.before) // stride)),
-        min(size - 1, (axis.last - (reach - window.before)) // stride),
-        axis.stride * stride,
-        axis.stride * -window.before + axis.low,
-        axis.stride * (reach - window.before) + axis.high,
+        max(0, -(-(spread * axis.first + window.before) // stride)),
+        min(size - 1, (spread * axis.last - (reach - window.before)) // stride),
+        step * stride,
+        step * -window.before + axis.low,
+        step * (reach - window.before) + axis.high,
         axis.of,
     )
 
@@ -191,13 +202,10 @@ def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequenc
     ``real`` are their real sizes, or nominal ones where ``known`` says that they are not known. ``room``
     asks for so many clean outputs more. Raises GridError where the geometry does not hold together.
     """
-    strides: dict[tuple[int, int], set[int]] = {}
-    for side in sides:
-        for member, steps in _strides(side).items():
-            strides.setdefault(member, set()).update(steps)
-    real = _large_enough(sides, real, known, strides)
-    whole: set[tuple[int, int]] = set()
-    groups: list[set[tuple[int, int]]] = []
+    strides, periods = _steps(sides)
+    real = _large_enough(sides, real, known, periods)
+    whole: set[LeafAxis] = set()
+    groups: list[set[LeafAxis]] = []
     for side in sides:
         axes, mixed = through(side, real)
         whole |= mixed
@@ -207,12 +215,12 @@ def choose(sides: Sequence[Side], real: Sequence[Sizes], known: Sequence[Sequenc
         groups.append(set().union(*(entry.of for entry in entries)))
         if any(not entry.of for entry in entries):
             whole |= set().union(*(entry.of for entry in entries))
-    free: set[tuple[int, int]] = set()
-    options: list[list[dict[tuple[int, int], int]]] = []
+    free: set[LeafAxis] = set()
+    options: list[list[dict[LeafAxis, int]]] = []
     for group in _connected(groups):
         if group & whole or any(len(strides.get(member, ())) != 1 for member in group):
             continue
-        step = {member: next(iter(strides[member])) for member in group}
+        step = {member: periods[member] for member in group}
         sure = all(known[number][place] for number, place in group)
         found = _smaller(sides, real, step, sure, room)
         if found:
@@ -237,13 +245,13 @@ def _large_enough(
     sides: Sequence[Side],
     real: Sequence[Sizes],
     known: Sequence[Sequence[bool]],
-    strides: Mapping[tuple[int, int], set[int]],
+    periods: Mapping[LeafAxis, int],
 ) -> Sequence[Sizes]:
     """Nominal sizes at which something comes out; sizes that are known stay."""
     for count in (0, 8, 32, 128):
         trial = [
             tuple(
-                size if sure else size + count * max(strides.get((leaf, place), {1}))
+                size if sure else size + count * periods.get((leaf, place), 1)
                 for place, (size, sure) in enumerate(zip(entry, known[leaf], strict=True))
             )
             for leaf, entry in enumerate(real)
@@ -260,14 +268,14 @@ def _large_enough(
 def spacing(sides: Sequence[Side], sizes: Sequence[Sizes]) -> int | None:
     """How many outputs next to each other an impulse can touch, at most; None where leaves are read with
     different strides."""
-    if any(len(found) != 1 for side in sides for found in _strides(side).values()):
+    own = [_steps([side])[0] for side in sides]
+    if any(len(found) != 1 for strides in own for found in strides.values()):
         return None
     widest = 1
-    for side in sides:
+    for side, strides in zip(sides, own, strict=True):
         axes, _ = through(side, sizes)
         for axis in axes[side.cone.value]:
-            strides = {next(iter(_strides(side)[member])) for member in axis.of if member in _strides(side)}
-            if len(strides) > 1:
+            if len({stride for member in axis.of for stride in strides.get(member, ())}) > 1:
                 return None
             if axis.of:
                 widest = max(widest, (axis.high - axis.low) // axis.stride + 1)
@@ -275,64 +283,77 @@ def spacing(sides: Sequence[Side], sizes: Sequence[Sizes]) -> int | None:
 
 
 def places(
-    sides: Sequence[Side], sizes: Sequence[Sizes], free: frozenset[tuple[int, int]]
-) -> dict[tuple[int, int], tuple[tuple[int, ...], ...]]:
-    """Positions along the free leaf axes, by their remainder by the stride, so far apart that no output
+    sides: Sequence[Side], sizes: Sequence[Sizes], free: frozenset[LeafAxis]
+) -> dict[LeafAxis, tuple[tuple[int, ...], ...]]:
+    """Positions along the free leaf axes, by their remainder by the period, so far apart that no output
     reads two of them, and read only by outputs that see no border. Raises GridError if there are none."""
-    found: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = {}
+    found: dict[LeafAxis, tuple[tuple[int, ...], ...]] = {}
     ends = [through(side, sizes)[0][side.cone.value] for side in sides]
+    _, periods = _steps(sides)
     for member in sorted(free):
         seen = [axis for end in ends for axis in end if member in axis.of]
         if not seen:
             raise GridError("a leaf is not read")
-        stride = seen[0].stride
-        low = max(axis.stride * axis.first + axis.high for axis in seen)
-        high = min(axis.stride * axis.last + axis.low for axis in seen)
-        step = max(axis.high - axis.low for axis in seen) + 1
-        step = -(-step // stride) * stride
-        rows = tuple(tuple(range(low + shift, high + 1, step)) for shift in range(stride))
+        period = periods[member]
+        low = ceil(max(axis.stride * axis.first + axis.high for axis in seen))
+        high = floor(min(axis.stride * axis.last + axis.low for axis in seen))
+        step = floor(max(axis.high - axis.low for axis in seen)) + 1
+        step = -(-step // period) * period
+        rows = tuple(tuple(range(low + shift, high + 1, step)) for shift in range(period))
         if not all(rows):
             raise GridError("there is no room inside")
         found[member] = rows
     return found
 
 
-def _strides(side: Side) -> dict[tuple[int, int], set[int]]:
-    """The total strides with which the value reads each leaf axis, over all ways."""
-    ways: dict[str, tuple[dict[tuple[int, int], set[int]], ...]] = {}
-    ranks = {leaf: len(side.graph.values[leaf].shape) - 1 for leaf in side.cone.leaves}
-    for leaf, rank in ranks.items():
-        ways[leaf] = tuple({(side.number[leaf], place): {1}} for place in range(rank))
-    for node in side.cone.nodes:
-        read = [ways[name] for name in node.inputs]
-        steps = [1] * len(read[0])
-        match node.op:
-            case Affine(conv, axis):
-                windows = iter(conv.windows)
-                steps = [1 if place == axis - 1 else next(windows).stride for place in range(len(steps))]
-            case Slice(cuts):
-                steps = [step for _, _, step in cuts[1:]]
-            case Relayout(axis_in, axis_out):
-                moved = list(read[0])
-                moved.insert(axis_out - 1, moved.pop(axis_in - 1))
-                read = [tuple(moved)]
-            case _:
-                pass
-        merged: list[dict[tuple[int, int], set[int]]] = [{} for _ in steps]
-        for way in read:
-            for place, (step, entry) in enumerate(zip(steps, way, strict=True)):
-                for leaf_axis, found in entry.items():
-                    merged[place].setdefault(leaf_axis, set()).update(step * stride for stride in found)
-        ways[node.output] = tuple(merged)
-    total: dict[tuple[int, int], set[int]] = {}
-    for entry in ways[side.cone.value]:
-        for leaf_axis, found in entry.items():
-            total.setdefault(leaf_axis, set()).update(found)
-    return total
+def _steps(sides: Sequence[Side]) -> tuple[dict[LeafAxis, set[Fraction]], dict[LeafAxis, int]]:
+    """For each leaf axis the strides with which the values read it, over all ways, and its period."""
+    strides: dict[LeafAxis, set[Fraction]] = {}
+    periods: dict[LeafAxis, int] = {}
+    for side in sides:
+        ways: dict[str, Way] = {}
+        for leaf in side.cone.leaves:
+            axes = range(len(side.graph.values[leaf].shape) - 1)
+            ways[leaf] = tuple({(side.number[leaf], place): {Fraction(1)}} for place in axes)
+        for node in side.cone.nodes:
+            ways[node.output] = _way(node, [ways[name] for name in node.inputs])
+        for way in ways.values():
+            for member, found in ((member, found) for axis in way for member, found in axis.items()):
+                periods[member] = lcm(periods.get(member, 1), *(stride.numerator for stride in found))
+        for axis in ways[side.cone.value]:
+            for member, found in axis.items():
+                strides.setdefault(member, set()).update(found)
+    return strides, periods
 
 
-def _connected(groups: list[set[tuple[int, int]]]) -> list[set[tuple[int, int]]]:
-    merged: list[set[tuple[int, int]]] = []
+def _way(node: Node, read: list[Way]) -> Way:
+    """By how many leaf positions two neighbors along each axis of what ``node`` gives are apart."""
+    steps = [Fraction(1)] * len(read[0])
+    match node.op:
+        case Affine(conv, axis):
+            windows = iter(conv.windows)
+            for place in range(len(steps)):
+                if place != axis - 1:
+                    window = next(windows)
+                    steps[place] = Fraction(window.stride, window.spread)
+        case Slice(cuts):
+            steps = [Fraction(step) for _, _, step in cuts[1:]]
+        case Relayout(axis_in, axis_out):
+            moved = list(read[0])
+            moved.insert(axis_out - 1, moved.pop(axis_in - 1))
+            read = [tuple(moved)]
+        case _:
+            pass
+    merged: list[dict[LeafAxis, set[Fraction]]] = [{} for _ in steps]
+    for way in read:
+        for place, (step, entry) in enumerate(zip(steps, way, strict=True)):
+            for member, found in entry.items():
+                merged[place].setdefault(member, set()).update(step * stride for stride in found)
+    return tuple(merged)
+
+
+def _connected(groups: list[set[LeafAxis]]) -> list[set[LeafAxis]]:
+    merged: list[set[LeafAxis]] = []
     for group in groups:
         touching = [other for other in merged if other & group]
         merged = [other for other in merged if not other & group]
@@ -341,10 +362,10 @@ def _connected(groups: list[set[tuple[int, int]]]) -> list[set[tuple[int, int]]]
 
 
 def _smaller(
-    sides: Sequence[Side], real: Sequence[Sizes], steps: Mapping[tuple[int, int], int], sure: bool, room: int
-) -> list[dict[tuple[int, int], int]]:
+    sides: Sequence[Side], real: Sequence[Sizes], steps: Mapping[LeafAxis, int], sure: bool, room: int
+) -> list[dict[LeafAxis, int]]:
     """The smallest representative sizes of some leaf axes that belong together; if the sizes are not
-    known, for every remainder by the stride. Empty if there are none."""
+    known, for every remainder by the period. Empty if there are none."""
     members = sorted(steps)
     remainders = [range(1 if sure else steps[member]) for member in members]
     found = []
@@ -355,13 +376,15 @@ def _smaller(
         least = 0 if sure and not room else -_GROWTH - room
         for count in range(shrink, least - 1, -1):
             sizes = {member: size - count * steps[member] for member, size in base.items()}
-            if all(_is_representative(side, real, sizes, room) for side in sides):
+            if all(_is_representative(side, real, sizes, steps, room) for side in sides):
                 found.append(sizes)
                 break
     return found
 
 
-def _is_representative(side: Side, real: Sequence[Sizes], sizes: Mapping[tuple[int, int], int], room: int) -> bool:
+def _is_representative(
+    side: Side, real: Sequence[Sizes], sizes: Mapping[LeafAxis, int], steps: Mapping[LeafAxis, int], room: int
+) -> bool:
     trial = [
         tuple(sizes.get((leaf, place), size) for place, size in enumerate(entry)) for leaf, entry in enumerate(real)
     ]
@@ -371,5 +394,11 @@ def _is_representative(side: Side, real: Sequence[Sizes], sizes: Mapping[tuple[i
         return False
     members = set(sizes)
     touched = [axis for value in axes.values() for axis in value if axis.of & members]
-    last = [axis for axis in axes[side.cone.value] if axis.of & members]
-    return all(axis.is_representative for axis in touched) and all(a.last - a.first >= room for a in last)
+    if not all(axis.is_representative for axis in touched):
+        return False
+    for axis in axes[side.cone.value]:
+        # By so many outputs the axis grows with its leaves.
+        growth = max((int(steps[member] / axis.stride) for member in axis.of & members), default=1)
+        if axis.of & members and axis.last - axis.first < max(room, growth - 1):
+            return False
+    return True

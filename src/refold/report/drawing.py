@@ -88,7 +88,8 @@ def _kind(op: object, name: str) -> str:
         case Affine(conv) if not conv.windows:
             return "dense"
         case Affine(conv):
-            return "conv " + "x".join(str(window.taps) for window in conv.windows)
+            kind = "transposed" if conv.is_transposed else "conv"
+            return f"{kind} " + "x".join(str(window.taps) for window in conv.windows)
         case Sum():
             return "sum"
         case Concat():

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from refold.algebra.affine import AffineConv, Array
+from refold.algebra.affine import AffineConv, Array, turned_around
+from refold.algebra.geometry import Window, crop
 from refold.algebra.refusal import Refusal
 
 nn = torch.nn
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 Space = tuple[int | None, ...]
+
+UNSAID = "no transposed convolution of torch pads or crops its output like this"
 
 
 def helpers(conv: AffineConv, space: Space) -> int | Refusal:
@@ -28,13 +32,21 @@ def helpers(conv: AffineConv, space: Space) -> int | Refusal:
         return Refusal("torch has no dense layer with groups")
     if any(window.floating for window in conv.windows):
         return Refusal("torch has no padding that follows the size of its input")
+    if conv.is_transposed:
+        return 0 if all(_is_said_transposed(window) for window in conv.windows) else Refusal(UNSAID)
     return int(borders(conv) is not None)
+
+
+def _is_said_transposed(window: Window) -> bool:
+    """Whether torch's transposed convolution has such a window: it crops, behind by less than before."""
+    before, after = crop(window)
+    return window.stride == 1 and before >= 0 and 0 <= before - after < max(window.spread, window.dilation)
 
 
 def borders(conv: AffineConv) -> tuple[int, ...] | None:
     """The widths for ``torch.nn.functional.pad``, negative where it crops, that must go before torch's
     convolution; None where its own padding does."""
-    if all(window.before == window.after >= 0 for window in conv.windows):
+    if conv.is_transposed or all(window.before == window.after >= 0 for window in conv.windows):
         return None
     return tuple(width for window in reversed(conv.windows) for width in (window.before, window.after))
 
@@ -54,7 +66,7 @@ def module_for(
     the type, on the device and in the memory format that it gets.
     """
     axes = len(conv.windows)
-    settings = {"bias": bias is not None, "dtype": like.dtype, "device": "meta"}
+    settings: dict[str, Any] = {"bias": bias is not None, "dtype": like.dtype, "device": "meta"}
     pointwise = conv.is_pointwise and conv.groups == 1
     weight = conv.kernel
     module: Any
@@ -64,18 +76,27 @@ def module_for(
     else:
         assert axes in _CONV
         assert channel_axis == 1 or pointwise
-        padded = borders(conv) is None
-        module = _CONV[axes](
-            conv.channels_in,
-            conv.channels_out,
-            tuple(window.taps for window in conv.windows),
-            stride=tuple(window.stride for window in conv.windows),
-            padding=tuple(window.before if padded else 0 for window in conv.windows),
-            dilation=tuple(window.dilation for window in conv.windows),
-            groups=conv.groups,
-            **settings,
-        )
-    module.weight = parameter(weight, like, trainable)
+        settings |= {"dilation": tuple(window.dilation for window in conv.windows), "groups": conv.groups}
+        sizes = (conv.channels_in, conv.channels_out, tuple(window.taps for window in conv.windows))
+        if conv.is_transposed:
+            crops = [crop(window) for window in conv.windows]
+            module = _TRANSPOSED[axes](
+                *sizes,
+                stride=tuple(window.spread for window in conv.windows),
+                padding=tuple(before for before, _ in crops),
+                output_padding=tuple(before - after for before, after in crops),
+                **settings,
+            )
+            weight = turned_around(conv.kernel, conv.groups)
+        else:
+            padded = borders(conv) is None
+            module = _CONV[axes](
+                *sizes,
+                stride=tuple(window.stride for window in conv.windows),
+                padding=tuple(window.before if padded else 0 for window in conv.windows),
+                **settings,
+            )
+    module.weight = parameter(np.ascontiguousarray(weight), like, trainable)
     if bias is not None:
         module.bias = parameter(bias, like, trainable)
     return module.eval()

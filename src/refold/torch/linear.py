@@ -16,7 +16,7 @@ import torch
 
 from refold.algebra import affine
 from refold.algebra.affine import Array
-from refold.algebra.geometry import Window
+from refold.algebra.geometry import Window, transposed
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol
@@ -96,14 +96,8 @@ def _conv(axes: int) -> Entry:
             step, "input", "weight", "bias", "stride", "padding", "dilation", "groups",
             stride=1, padding=0, dilation=1, groups=1,
         )  # fmt: skip
-        if not isinstance(tensor, Symbol) or not isinstance(weight, Constant):
-            return Opaque(NOT_CONSTANT)
-        if len(tensor.shape) != axes + 2:
-            return Opaque("its input has no batch")
-        if bias is not None and not isinstance(bias, Constant):
-            return Opaque("its bias is not a constant")
-        if not weight.tensor.is_floating_point():
-            return Opaque(NOT_REAL)
+        if reason := _unfit(tensor, weight, bias, axes):
+            return Opaque(reason)
         taps = tuple(weight.tensor.shape[2:])
         strides, dilations = _all(stride, axes), _all(dilation, axes)
         widths = _widths(padding, taps, dilations)
@@ -116,6 +110,40 @@ def _conv(axes: int) -> Entry:
         return Affine(conv, 1, bias is not None)
 
     return entry
+
+
+def _transposed(axes: int) -> Entry:
+    def entry(step: Step, reader: Reader) -> Op:
+        tensor, weight, bias, stride, padding, extra, groups, dilation = _arguments(
+            step, "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+            stride=1, padding=0, output_padding=0, groups=1, dilation=1,
+        )  # fmt: skip
+        if reason := _unfit(tensor, weight, bias, axes):
+            return Opaque(reason)
+        if any(isinstance(size, Size) for size in _all(extra, axes)):
+            return Opaque("the size of its output is not its own (output_size)")
+        per_axis = zip(
+            weight.tensor.shape[2:],
+            *(_all(setting, axes) for setting in (stride, dilation, padding, extra)),
+            strict=True,
+        )
+        windows = tuple(transposed(t, s, d, (p, p - e)) for t, s, d, p, e in per_axis)
+        offset = None if bias is None else reader.numbers(bias)
+        conv = affine.transposed_convolution(reader.numbers(weight), offset, windows, int(groups))
+        return Affine(conv, 1, bias is not None)
+
+    return entry
+
+
+def _unfit(tensor: Any, weight: Any, bias: Any, axes: int) -> str:
+    """Why a convolution has no constant kernel of real numbers; empty if it has."""
+    if not isinstance(tensor, Symbol) or not isinstance(weight, Constant):
+        return NOT_CONSTANT
+    if len(tensor.shape) != axes + 2:
+        return "its input has no batch"
+    if bias is not None and not isinstance(bias, Constant):
+        return "its bias is not a constant"
+    return "" if weight.tensor.is_floating_point() else NOT_REAL
 
 
 def _widths(padding: Any, taps: Sequence[int], dilations: Sequence[int]) -> list[tuple[int, int]]:
@@ -373,6 +401,7 @@ _OVER_TURNED = _arithmetic(None, None, lambda c: (1.0 / c, _ZERO))
 
 OPERATORS: dict[str, Entry] = {
     **{f"conv{axes}d": _conv(axes) for axes in (1, 2, 3)},
+    **{f"conv_transpose{axes}d": _transposed(axes) for axes in (1, 2, 3)},
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,
