@@ -7,15 +7,16 @@ BENCH_TORCH := .venv-bench-torch/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-torch clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
 	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS)), and on Paddle"
 	@echo "make lint    check style, format and types"
 	@echo "make docs    build the documentation site; warnings are errors"
-	@echo "make bench   measure what folding gains, into benchmarks/results/"
-	@echo "make bench-torch  the same for published networks, against timm's folds (installs gigabytes)"
+	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
+	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
+	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
@@ -79,7 +80,11 @@ docs: .venv/ready
 	$(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build
 	@echo "The documentation is in docs/_build/index.html"
 
-bench: .venv/ready
+# Every benchmark, one after the other: a new one is one name here and one target below.
+BENCHMARKS := bench-keras bench-torch
+bench: $(BENCHMARKS)
+
+bench-keras: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py
 	$(TEST) benchmarks/tables.py
 

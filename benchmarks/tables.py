@@ -1,15 +1,39 @@
-"""The tables of ``docs/benchmarks.md``, written from the committed results; no figure is typed by hand."""
+"""What the documents say about speed and size, written from the committed results; no figure is typed by hand.
+
+``python benchmarks/tables.py`` writes ``docs/benchmarks.md`` and the block between the two markers in the README.
+It needs no package. A new benchmark is one line in ``SECTIONS``.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from sections import keras_blocks, torch_models
+from sections.markdown import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+
+# In the order of the page, each by the name of its file of results.
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "keras_blocks": keras_blocks.section,
+    "torch_models": torch_models.section,
+}
+
+# The benchmarks that the README quotes, and the rows that it takes.
+HIGHLIGHTS: Mapping[str, Callable[[Mapping[str, Any]], list[list[str]]]] = {
+    "torch_models": torch_models.highlights,
+    "keras_blocks": keras_blocks.highlights,
+}
+
+BEGIN = "<!-- written by benchmarks/tables.py -->"
+END = "<!-- end -->"
 
 HEAD = """# Benchmarks
 
@@ -21,85 +45,28 @@ folded model is. Machines differ; the ratios are of the one named, and what fold
 
 def page() -> str:
     """The whole page."""
-    sections = [keras_blocks(load(path)) for path in sorted(RESULTS.glob("keras_blocks*.json"))]
-    sections += [torch_models(load(path)) for path in sorted(RESULTS.glob("torch_models*.json"))]
+    sections = ["\n".join([*section(load(name)), ""]) for name, section in SECTIONS.items()]
     return "\n".join([HEAD, *sections])
 
 
-def load(path: Path) -> dict[str, Any]:
-    """One file of results."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def readme(text: str) -> str:
+    """The README with its block written anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md has lost its markers: {BEGIN} and {END}")
+    rows = [row for name, highlights in HIGHLIGHTS.items() for row in highlights(load(name))]
+    lines = table(["network", "run by"], ["operators", "multiply-adds", "times as fast"], rows)
+    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])
+
+
+def load(name: str) -> dict[str, Any]:
+    """The results of one benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
-
-
-def keras_blocks(result: dict[str, Any]) -> str:
-    """Networks of seven train-time blocks in Keras."""
-    size = "x".join(map(str, result["input"][1:]))
-    lines = [
-        f"## Keras blocks ({result['backend']})",
-        "",
-        f"Seven blocks, a pooling and a classifier on {size} images, compiled as in `predict`;",
-        f"Keras {result['keras']} on {result['machine']}.",
-        "",
-        "| network | operators | multiply-adds | parameters | times as fast | quartiles |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["rows"]:
-        before, after = row["cost_before"], row["cost_after"]
-        cells = [
-            row["network"],
-            f"{before['operators']} to {after['operators']}",
-            f"{after['multiply_adds'] / before['multiply_adds'] - 1:+.0%}",
-            f"{row['parameters_after'] / row['parameters_before'] - 1:+.0%}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def torch_models(result: dict[str, Any]) -> str:
-    """Published networks in PyTorch, against the folds written by hand for them."""
-    lines = [
-        "## Published PyTorch networks",
-        "",
-        "What torch runs for one image (kernels, without views), as the network is trained, after",
-        "`torch.fx.experimental.optimization.fuse`, after timm's `reparameterize_model`, which calls the fold that",
-        "each block brings along, and after `refold.fold`; in brackets the batch norms among them. The error is",
-        "the largest difference from the original in float64, relative to the largest output. Weights are random.",
-        "Ratios are eager, in ONNX Runtime (all its optimizations, exported by torch), and under `torch.compile`.",
-        f"timm {result['timm']}, torch {result['torch']}, on {result['machine']}.",
-        "",
-        "| network | trained | fx fuse | timm | refold | multiply-adds | error before | after | fold (s) | ratio | "
-        "quartiles | ONNX Runtime | compiled |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["rows"]:
-        faster = row["faster_than_original"]
-        cells = [
-            row["network"],
-            *(_kernels(row[form]) for form in ("original", "fx", "timm", "refold")),
-            f"{row['multiply_adds'][1] / row['multiply_adds'][0] - 1:+.0%}",
-            *(f"{row[form]['error']:.1e}" for form in ("original", "refold")),
-            f"{row['refold']['seconds']:.1f}",
-            f"{faster['median']:.2f}",
-            f"{faster['low']:.2f} to {faster['high']:.2f}",
-            *(_ratio(row[where]) for where in ("faster_in_onnxruntime", "faster_compiled")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def _ratio(found: dict[str, float] | None) -> str:
-    return "" if found is None else f"{found['median']:.2f}"
-
-
-def _kernels(form: dict[str, Any] | None) -> str:
-    if form is None:
-        return "cannot trace"
-    return f"{form['kernels']} ({form['batch_norms']})" if form["batch_norms"] else str(form["kernels"])
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     sys.exit(0)

@@ -12,16 +12,14 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
-import platform
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import measure
 import timm
 import torch
 from timm.utils import reparameterize_model
@@ -30,7 +28,6 @@ from torch.fx.experimental.optimization import fuse
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refold
-from refold.bench import time_pairs
 
 NETWORKS = (
     "repvgg_a0",
@@ -106,26 +103,20 @@ def timed(make: Callable[[], Any]) -> tuple[Any, float]:
     return made, time.perf_counter() - start
 
 
-def ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
-    """How many times as fast ``two`` is as ``one``: the median over pairs, and the quartiles."""
+def ratio(one: Any, two: Any, x: Any, repeats: int) -> measure.Spread:
+    """How many times as fast ``two`` is as ``one``."""
     with torch.no_grad():
-        first, second = time_pairs(lambda: one(x), lambda: two(x), repeats=repeats)
-    return quartiles(first, second)
+        seconds = measure.in_turn({"one": lambda: one(x), "two": lambda: two(x)}, repeats=repeats)
+    return measure.times_as_fast(seconds["one"], seconds["two"])
 
 
-def quartiles(first: Any, second: Any) -> dict[str, float]:
-    ratios = torch.tensor([a / b for a, b in zip(first, second, strict=True)])
-    low, median, high = (float(torch.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
-    return {"low": low, "median": median, "high": high}
-
-
-def compiled_ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
+def compiled_ratio(one: Any, two: Any, x: Any, repeats: int) -> measure.Spread:
     """The same under ``torch.compile`` with its own choice of backend."""
     first, second = (torch.compile(copy.deepcopy(model)) for model in (one, two))
     return ratio(first, second, x, repeats)
 
 
-def onnx_ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
+def onnx_ratio(one: Any, two: Any, x: Any, repeats: int) -> measure.Spread:
     """The same in ONNX Runtime with all its optimizations, on what torch's exporter makes of both."""
     import onnxruntime
 
@@ -137,7 +128,8 @@ def onnx_ratio(one: Any, two: Any, x: Any, repeats: int) -> dict[str, float]:
         torch.onnx.export(copy.deepcopy(model), (x,), file, dynamo=False)
         session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
         runs.append(lambda session=session: session.run(None, {session.get_inputs()[0].name: x.numpy()}))
-    return quartiles(*time_pairs(runs[0], runs[1], repeats=repeats))
+    seconds = measure.in_turn(dict(zip(("one", "two"), runs, strict=True)), repeats=repeats)
+    return measure.times_as_fast(seconds["one"], seconds["two"])
 
 
 def fused(model: Any) -> Any:
@@ -178,16 +170,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = [row(name, repeats=20) for name in sys.argv[1:] or NETWORKS]
-    result = {
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, one thread",
-        "rows": rows,
-    }
-    path = Path(__file__).parent / "results" / "torch_models.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    environment = measure.environment("torch", "timm", "onnxruntime")
+    measure.write("torch_models", {**environment, "threads": torch.get_num_threads(), "rows": rows})
     return 0
 
 

@@ -64,19 +64,18 @@ class Timing:
         return "\n".join([head, *(f"  {name:<14} {old:>16} {new:>16}" for name, old, new in rows)])
 
 
-def time_pairs(
-    first: Callable[[], Any],
-    second: Callable[[], Any],
+def time_in_turn(
+    calls: Sequence[Callable[[], Any]],
     *,
     repeats: int = 30,
     warmup: int = 3,
     progress: Callable[[int], Any] | None = None,
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Seconds of ``first`` and ``second``, called in turn ``repeats`` times after ``warmup`` uncounted
-    rounds. Interleaving lets a machine that slows down slow both."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+) -> tuple[list[float], ...]:
+    """Seconds of each of some calls, called in turn ``repeats`` times after ``warmup`` uncounted rounds.
+    Interleaving lets a machine that slows down slow them all."""
+    seconds: tuple[list[float], ...] = tuple([] for _ in calls)
     for index in range(warmup + repeats):
-        for call, taken in zip((first, second), seconds, strict=True):
+        for call, taken in zip(calls, seconds, strict=True):
             start = time.perf_counter()
             call()
             elapsed = time.perf_counter() - start

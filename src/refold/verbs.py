@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refold.bench import Timing, summarize, time_pairs
+from refold.bench import Timing, summarize, time_in_turn
 from refold.errors import InputError
 from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
@@ -76,9 +76,11 @@ def bench(
         np.random.default_rng(0).normal(size=before.graph.values[name].nominal).astype("float32")
         for name in before.graph.inputs
     ]
-    first, second = time_pairs(
-        lambda: frontend.run(before, inputs, optimized=True),
-        lambda: frontend.run(after, inputs, optimized=True),
+    first, second = time_in_turn(
+        [
+            lambda: frontend.run(before, inputs, optimized=True),
+            lambda: frontend.run(after, inputs, optimized=True),
+        ],
         repeats=repeats,
         progress=progress,
     )

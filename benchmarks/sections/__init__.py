@@ -1,0 +1,1 @@
+"""What the documents say about each benchmark, from its results alone."""
