@@ -31,7 +31,7 @@ AnyArray = npt.NDArray[Any]
 class Lifted:
     """A model as the engine sees it. ``record`` is the front end's own memory of where each node came
     from; nobody else looks into it. ``evaluated`` names the layers whose weights were computed from
-    other parameters; ``notes`` are sentences about the reading that belong into a certificate."""
+    other parameters; ``notes`` are sentences about the reading that belong into the plan and the certificate."""
 
     graph: Graph
     model: Any

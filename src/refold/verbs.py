@@ -17,7 +17,7 @@ from refold.proof.prove import prove as prove_lifted
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:
     """The plan for a lifted model."""
-    return make_plan(lifted.graph, frontend.helpers, lifted.evaluated)
+    return make_plan(lifted.graph, frontend.helpers, lifted.evaluated, lifted.notes)
 
 
 def inspect(model: Any, example: Any = None) -> Plan:

@@ -134,6 +134,9 @@ def test_hooks_that_vanish_are_named() -> None:
     certificate = refold.prove(model, plain, x)
     assert certificate.ok
     assert "0.1" in str(certificate)
+    (note,) = refold.inspect(model, x).notes
+    assert note in str(refold.inspect(model, x))
+    assert "gone where it folds: 0.1" in note
 
 
 def test_a_size_that_happens_to_be_the_batch_is_not_taken_for_it() -> None:

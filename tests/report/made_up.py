@@ -38,7 +38,7 @@ def plan(blocks: int = 2, name: str = "block") -> Plan:
             terms.append(node(f"{name}{index}/bn{taps}", Affine(norm, 3), label))
         total = node(f"{name}{index}/sum", Sum((1.0, 1.0)), *terms)
         x = node(f"{name}{index}/relu", Opaque("" if index else "a reason <b>"), total)
-    return make_plan(Graph(values, tuple(nodes), (f"{name}/input",), (x,), 500))
+    return make_plan(Graph(values, tuple(nodes), (f"{name}/input",), (x,), 500), notes=(f"a note on {name}",))
 
 
 def certificate(name: str = "block") -> Certificate:

@@ -58,6 +58,7 @@ def test_page_is_whole_and_has_nothing_from_outside() -> None:
     assert {"title", "h1", "h2", "svg"} <= set(outline.tags)
     assert 'lang="en"' in html
     assert html.count('aria-label="') >= 4
+    assert "<li>a note on &lt;script&gt;" in html
 
 
 def test_hostile_names_stay_text() -> None:
@@ -87,6 +88,7 @@ def test_terminal_tables_show_markup_as_text(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[bold]" in out
+    assert "note: a note on <script>" in out
     assert "REFUTED" in out
 
 
@@ -107,6 +109,7 @@ def test_markdown_says_the_same_and_lets_no_name_act() -> None:
         assert "<script" not in outside_code
         if line.startswith("|"):
             assert line.endswith("|")
+    assert "- note: a note on" in text
     assert text.count("<details>") == text.count("</details>") == 3
 
 

@@ -65,6 +65,7 @@ class Plan:
 
     ``regions`` are the tensors that are computed anew, ``removed`` the original nodes that vanish,
     ``evaluated`` the layers whose weights were functions of other parameters and become plain weights.
+    ``notes`` are sentences about how the model was read.
     """
 
     graph: Graph
@@ -75,6 +76,7 @@ class Plan:
     removed: frozenset[str]
     evaluated: tuple[str, ...] = ()
     parameters_after: int = 0
+    notes: tuple[str, ...] = ()
     chosen: Mapping[str, Region] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +131,7 @@ class Plan:
             ],
             "evaluated": list(self.evaluated),
             "kept": [asdict(kept) for kept in self.kept],
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -152,6 +155,7 @@ class Plan:
             lines.append(f"      by {', '.join(region.laws) or 'identity'}")
         lines += [f"  {name}: its weights become plain weights" for name in self.evaluated]
         lines += [f"  {kept}" for kept in self.kept]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -38,13 +38,16 @@ def no_helpers(conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal
     return 0
 
 
-def make_plan(graph: Graph, helpers: Helpers = no_helpers, evaluated: tuple[str, ...] = ()) -> Plan:
-    """The plan for ``graph``. ``evaluated`` names the layers whose weights the front end evaluated."""
+def make_plan(
+    graph: Graph, helpers: Helpers = no_helpers, evaluated: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Plan:
+    """The plan for ``graph``. ``evaluated`` names the layers whose weights the front end evaluated, ``notes`` are
+    its sentences about the reading."""
     search = _Search(graph, form_builder(graph), helpers)
     search.list_cuts()
     for component in _components(graph):
         search.improve(component)
-    return search.plan(evaluated)
+    return replace(search.plan(evaluated), notes=notes)
 
 
 @final

@@ -31,6 +31,8 @@ def _lines(page: Page) -> Iterator[str]:
     if plan is not None and plan.kept:
         kept = [(_code(entry.where), _plain(entry.reason)) for entry in plan.kept]
         yield from _folding(f"What was kept apart ({len(kept)})", ("where", "because"), kept)
+    if plan is not None and plan.notes:
+        yield from ("", *(f"- note: {_plain(note)}" for note in plan.notes))
     if certificate is not None and certificate.regions:
         proofs = [
             (_code(r.where), r.verdict, "" if r.ratio is None else f"{r.ratio:.3g}", f"{r.impulses:,}", r.method)

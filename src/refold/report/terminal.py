@@ -52,7 +52,7 @@ def plan(plan: Plan) -> list[Any]:
         for entry in plan.kept:
             kept.add_row(_text(entry.where), _text(entry.reason))
         parts.append(kept)
-    return parts
+    return [*parts, *(_line(f"note: {note}", "dim") for note in plan.notes)]
 
 
 def gain_rows(plan: Plan) -> list[tuple[str, int, int]]:
