@@ -1,9 +1,9 @@
-"""Methods that see the whole matrix: spectral normalization and low-rank adaptation."""
+"""Methods that see the whole matrix: spectral normalization, low-rank adaptation, orthogonal weights."""
 
 import numpy as np
 import pytest
 
-from refold.weights import NUMPY, LowRank, Spectral, SpectralState, spectral_error
+from refold.weights import NUMPY, LowRank, Orthogonal, Spectral, SpectralState, spectral_error
 
 RNG = np.random.default_rng(5)
 
@@ -130,3 +130,85 @@ def test_factors_that_do_not_fit_and_gains_out_of_place_are_refused():
         LowRank(magnitude=True).compose(NUMPY, *parts)
     with pytest.raises(ValueError, match="LoRA has none"):
         LowRank().compose(NUMPY, *parts[:3], np.ones((5, 1)))
+
+
+# ---- orthogonal weights ------------------------------------------------------------------------------
+
+SHAPES = [(3, 8), (3, 5), (4, 4), (8, 3), (1, 5), (5, 1), (1, 1)]
+
+
+def turned(chart, direction, base):
+    """The formula, with matrices of the larger side."""
+    if base.shape[0] > base.shape[1]:
+        return turned(chart, direction.T, base.T).T
+    skew = base.T @ direction - direction.T @ base
+    if chart == "cayley":
+        return base @ (np.eye(len(skew)) + skew / 2) @ np.linalg.inv(np.eye(len(skew)) - skew / 2)
+    values, vectors = np.linalg.eigh(1j * skew)  # hermitian: exp(skew) = V exp(-i values) V*
+    return base @ (vectors @ np.diag(np.exp(-1j * values)) @ vectors.conj().T).real
+
+
+def gram(w):
+    return w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+
+
+@pytest.mark.parametrize("chart", ["cayley", "exponential"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3, 1.0, 3.0])
+def test_a_turned_base_is_its_formula(chart, shape, size):
+    rng = np.random.default_rng(6)
+    parts = Orthogonal(chart).attach(rng.normal(size=shape))
+    v = parts.base + size * rng.normal(size=shape)
+    made = Orthogonal(chart).compose(NUMPY, v, parts.base, np.full((1, 1), 0.5))
+    np.testing.assert_allclose(made, 0.5 * turned(chart, v, parts.base), atol=1e-12)
+
+
+@pytest.mark.parametrize("chart", ["cayley", "exponential"])
+@pytest.mark.parametrize("shape", [(3, 8), (6, 8), (8, 3), (16, 144)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 10.0, 100.0])
+def test_it_stays_orthogonal_however_far_it_turns(chart, shape, size):
+    rng = np.random.default_rng(7)
+    parts = Orthogonal(chart).attach(rng.normal(size=shape).astype("float32"))
+    v = parts.base + (size * rng.normal(size=shape) / np.sqrt(max(shape))).astype("float32")
+    made = Orthogonal(chart).compose(NUMPY, v, parts.base)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(gram(made.astype("float64")), np.eye(min(shape)), atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_attaching_keeps_multiples_of_orthogonal_matrices_and_nothing_else(shape, size, dtype):
+    rng = np.random.default_rng(8)
+    left, values, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    weight = (size * left @ right).astype(dtype)
+    parts = Orthogonal().attach(weight)
+    kept = Orthogonal().compose(NUMPY, *parts)
+    assert kept.dtype == dtype
+    np.testing.assert_allclose(kept, weight, atol=size * (5e-7 if dtype == "float32" else 1e-14))
+    # The nearest to another weight: nothing that turns it, or changes its gain, is nearer.
+    other = left @ np.diag(values) @ right
+    parts = Orthogonal().attach(other)
+    distance = np.linalg.norm(Orthogonal().compose(NUMPY, *parts) - other)
+    assert distance == pytest.approx(np.sqrt(np.sum((values - np.mean(values)) ** 2)), abs=1e-12)
+    for step in (1e-2, 1e-1):
+        for _ in range(5):
+            moved = parts.direction + step * rng.normal(size=shape)
+            gain = parts.gain * (1 + step * rng.normal())
+            assert np.linalg.norm(Orthogonal().compose(NUMPY, moved, parts.base, gain) - other) >= distance - 1e-12
+
+
+def test_a_change_of_nothing_is_nothing():
+    for chart in ("cayley", "exponential"):
+        for shape in SHAPES:
+            parts = Orthogonal(chart).attach(RNG.normal(size=shape))
+            made = Orthogonal(chart).compose(NUMPY, parts.direction, parts.base)
+            np.testing.assert_allclose(made, parts.base, atol=4e-16)
+
+
+def test_weights_without_a_nearest_one_get_some_one():
+    parts = Orthogonal().attach(np.zeros((3, 5), "float32"))
+    np.testing.assert_allclose(gram(parts.base), np.eye(3), atol=1e-6)
+    np.testing.assert_array_equal(Orthogonal().compose(NUMPY, *parts), 0)
+    with pytest.raises(ValueError, match="no map 'householder' to orthogonal matrices: choose cayley or exp"):
+        Orthogonal("householder")

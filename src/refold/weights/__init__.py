@@ -2,7 +2,9 @@
 
 Each is a pair ``decompose(w) -> (direction, gain, offset)`` and ``compose(direction, gain, offset) -> w`` on a
 matrix with one row per output unit and on a namespace of array functions: numpy (:data:`NUMPY`),
-``keras.ops``, or any other that has the few functions of :class:`Namespace`.
+``keras.ops``, or any other that has the few functions of :class:`Namespace`. Methods that see the whole
+matrix (:class:`Spectral`, :class:`LowRank`, :class:`Orthogonal`) need those of :class:`MatrixNamespace`; they
+have ``attach`` in the place of ``decompose``, because they take a weight apart into other things.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from refold.weights.conventions import (
     TimmStandardization,
 )
 from refold.weights.fit import fit_rows
-from refold.weights.low_rank import LowRank, LowRankParts, MatrixNamespace
+from refold.weights.low_rank import LowRank, LowRankParts
 from refold.weights.magnitude import MagnitudePreserving
 from refold.weights.method import Normalization
-from refold.weights.namespace import NUMPY, Array, Namespace, dtype_name, widen, working_dtype
+from refold.weights.namespace import NUMPY, Array, MatrixNamespace, Namespace, dtype_name, widen, working_dtype
+from refold.weights.orthogonal import Orthogonal, OrthogonalParts
 from refold.weights.rms import RootMeanSquare
 from refold.weights.rows import Rows
 from refold.weights.scaling import Parts
@@ -74,6 +77,8 @@ __all__ = [
     "Namespace",
     "Normalization",
     "OfficialStandardization",
+    "Orthogonal",
+    "OrthogonalParts",
     "Parts",
     "RootMeanSquare",
     "Rows",

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, final
 
-from refold.weights.namespace import Array, Namespace, widen
+from refold.weights.namespace import Array, MatrixNamespace, widen
 from refold.weights.unit import Unit
-
-
-class MatrixNamespace(Namespace, Protocol):
-    """A namespace of array functions that has a matrix product too."""
-
-    def matmul(self, x: Array, y: Array, /) -> Array: ...  # noqa: D102
 
 
 class LowRankParts(NamedTuple):

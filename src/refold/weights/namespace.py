@@ -35,9 +35,21 @@ class Namespace(Protocol):
     def zeros_like(self, x: Array, /) -> Array: ...  # noqa: D102
 
 
+class MatrixNamespace(Namespace, Protocol):
+    """A namespace with the functions of matrices that methods of the whole matrix need too.
+
+    ``solve(a, b)`` is ``inv(a) @ b`` for matrices; ``diag`` makes a diagonal matrix of a vector.
+    """
+
+    def concatenate(self, xs: Sequence[Array], /, *, axis: int) -> Array: ...  # noqa: D102
+    def diag(self, x: Array, /) -> Array: ...  # noqa: D102
+    def matmul(self, x: Array, y: Array, /) -> Array: ...  # noqa: D102
+    def solve(self, a: Array, b: Array, /) -> Array: ...  # noqa: D102
+
+
 @final
 class _Numpy:
-    """numpy, with the two functions that it lacks."""
+    """numpy, with the three functions that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -49,6 +61,10 @@ class _Numpy:
     def stop_gradient(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``x`` itself: numpy has no gradients."""
         return x
+
+    def solve(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``inv(a) @ b``."""
+        return np.linalg.solve(a, b)
 
 
 NUMPY: Any = _Numpy()

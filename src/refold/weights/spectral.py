@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from refold.weights.low_rank import MatrixNamespace
-from refold.weights.namespace import Array, widen
+from refold.weights.namespace import Array, MatrixNamespace, widen
 from refold.weights.scaling import divisor, scale_rows
 
 
