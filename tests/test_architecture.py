@@ -15,7 +15,7 @@ FRAMEWORKS = ("keras", "torch", "paddle", "onnx", "onnx_ir", "tensorflow", "jax"
 # What each room may import besides the standard library: modules of refold, and numpy.
 ALLOWED = {
     "algebra": ("numpy", "refold.algebra"),
-    "graph": ("numpy", "refold.algebra", "refold.graph"),
+    "graph": ("numpy", "refold.algebra", "refold.graph", "refold.shown"),
     "recording": ("refold.recording",),
     "weights": ("numpy", "refold.weights"),
     "blocks": ("numpy", "refold.algebra", "refold.blocks"),
@@ -28,6 +28,7 @@ ALLOWED = {
         "refold.frontend",
         "refold.errors",
         "refold.proof",
+        "refold.shown",
         "refold",
     ),
 }

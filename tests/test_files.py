@@ -17,7 +17,8 @@ import pytest
 
 import refold
 from refold.errors import InputError
-from refold.files import open_regular, printable, size_in_words, write_atomically
+from refold.files import open_regular, size_in_words, write_atomically
+from refold.shown import printable
 
 SOURCE = str(Path(refold.__file__).parents[1])
 

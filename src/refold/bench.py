@@ -9,7 +9,8 @@ from typing import Any, final
 
 import numpy as np
 
-from refold.algebra.cost import Cost
+from refold.algebra.cost import Cost, Saving, savings
+from refold.shown import notebook_table, notebook_view
 
 SCHEMA = "refold.timing/1"
 
@@ -49,19 +50,32 @@ class Timing:
         """The timing as plain data."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def __str__(self) -> str:
-        rows = [
-            ("", "before", "after"),
-            ("latency (ms)", f"{1e3 * self.before.median:.3f}", f"{1e3 * self.after.median:.3f}"),
-            ("operators", f"{self.cost_before.operators:,}", f"{self.cost_after.operators:,}"),
-            ("multiply-adds", f"{self.cost_before.multiply_adds:,}", f"{self.cost_after.multiply_adds:,}"),
-            ("parameters", f"{self.parameters_before:,}", f"{self.parameters_after:,}"),
-        ]
-        head = (
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What the second model saves."""
+        return savings(self.cost_before, self.cost_after, (self.parameters_before, self.parameters_after))
+
+    @property
+    def headline(self) -> str:
+        """How much faster, with the spread, in one line."""
+        return (
             f"{self.ratio:.2f} times as fast after folding (quartiles {self.ratio_low:.2f} to "
             f"{self.ratio_high:.2f} over {self.repeats} pairs, batch {self.batch})"
         )
-        return "\n".join([head, *(f"  {name:<14} {old:>16} {new:>16}" for name, old, new in rows)])
+
+    @property
+    def _rows(self) -> list[tuple[str, str, str]]:
+        rows = [("latency (ms)", f"{1e3 * self.before.median:.3f}", f"{1e3 * self.after.median:.3f}")]
+        return rows + [(saving.name, f"{saving.before:,}", f"{saving.after:,}") for saving in self.savings]
+
+    def __str__(self) -> str:
+        rows = [("", "before", "after"), *self._rows]
+        return "\n".join([self.headline, *(f"  {name:<14} {old:>16} {new:>16}" for name, old, new in rows)])
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        table = notebook_table("Medians and costs", ("", "before", "after"), self._rows, numbers=(1, 2))
+        return notebook_view("plain", "timing", f"{self.headline}.", [table])
 
 
 def time_in_turn(

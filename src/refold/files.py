@@ -1,4 +1,4 @@
-"""Files that someone else may have made: opened with care, written whole or not at all, named safely.
+"""Files that someone else may have made: opened with care, written whole or not at all.
 
 Knows no framework and no model format.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from refold.errors import InputError
+from refold.shown import printable
 
 # Not every system has them.
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -30,29 +30,6 @@ _KINDS = (
 )
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-
-
-def printable(name: object, limit: int = 200) -> str:
-    r"""A name from a file or a path, fit for a terminal, a log and one line.
-
-    Control characters, escape sequences, bidirectional overrides, invisible and unassigned characters are
-    shown as escapes. Of a name longer than ``limit`` characters only the two ends are shown.
-
-    >>> printable("conv\x1b[31m\u202e1")
-    'conv\\x1b[31m\\u202e1'
-    """
-    text = str(name)
-    if len(text) > limit:
-        end = max(limit // 2, 1)
-        text = f"{text[:end]}... ({len(text) - 2 * end} more characters) ...{text[-end:]}"
-    return "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def size_in_words(size: int) -> str:

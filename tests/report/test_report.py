@@ -121,8 +121,23 @@ def test_tables_of_markdown_have_as_many_cells_as_heads() -> None:
         assert len({len(re.findall(r"\|", row)) for row in table.strip().split("\n")}) == 1
 
 
-def test_notebooks_show_plans_and_certificates_without_running_what_they_name() -> None:
-    for shown in (plan(name=HOSTILE), certificate(HOSTILE)):
-        html = shown._repr_html_()
-        assert html.startswith("<pre>")
-        assert "<script" not in html
+def test_notebooks_show_tables_without_running_what_they_name() -> None:
+    long = "n" * 1_000_000
+    for name in (HOSTILE, "\u202eevil", long):
+        for shown, word in ((plan(name=name), "plan"), (certificate(name), "REFUTED"), (timing(), "timing")):
+            html = shown._repr_html_()  # type: ignore[attr-defined]
+            assert word in html
+            assert "<table" in html
+            assert not re.search(r"<script|<style|\x1b|\u202e|src=|url\(", html)
+            assert len(html) < 30_000
+            outline = Outline()
+            outline.feed(html)
+            assert not outline.open
+
+
+def test_printing_a_plan_or_a_certificate_sends_nothing_to_the_terminal() -> None:
+    for name in (HOSTILE, "\u202eevil", "n" * 1_000_000):
+        for shown in (plan(name=name), certificate(name)):
+            text = str(shown)
+            assert all(line.isprintable() for line in text.split("\n"))
+            assert len(text) < 20_000

@@ -53,6 +53,31 @@ class Cost:
         return self.multiply_adds > other.multiply_adds or self.operators > other.operators
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """One thing that folding changes, counted before and after."""
+
+    name: str
+    before: int
+    after: int
+
+    @property
+    def share(self) -> float:
+        """After by before; 1 where there was nothing to begin with."""
+        return self.after / self.before if self.before else 1.0
+
+
+def savings(before: Cost, after: Cost, parameters: tuple[int, int]) -> tuple[Saving, ...]:
+    """Two costs, and two numbers of parameters, side by side, the most tangible first."""
+    return (
+        Saving("operators", before.operators, after.operators),
+        Saving("multiply-adds", before.multiply_adds, after.multiply_adds),
+        Saving("bytes moved", before.bytes, after.bytes),
+        Saving("parameters", *parameters),
+    )
+
+
 def convolution_cost(conv: AffineConv, input_elements: int, positions: int, itemsize: int) -> Cost:
     """The cost of one affine convolution as one operator.
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from refold.cli.parser import parse
 from refold.errors import InputError
-from refold.files import printable
+from refold.shown import printable
 
 # Where the user chose none: the first of these that is installed.
 BACKENDS = ("jax", "torch", "tensorflow")

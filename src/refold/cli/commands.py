@@ -78,6 +78,7 @@ def prove(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """``refold bench MODEL PLAIN``"""
+    _check_reports(options)
     _, model = _load(options.model, options)
     _, plain = _load(options.plain, options, second=True)
     with progress() as bar:
@@ -90,6 +91,7 @@ def bench(options: argparse.Namespace) -> int:
             progress=lambda done: bar.update(task, completed=done),
         )
     _show(timing.to_json(), terminal.timing(timing), options)
+    _write_reports(Page(title=f"{options.model.name} and {options.plain.name}", timing=timing), options)
     return SAME
 
 
@@ -144,7 +146,7 @@ def _check_free(path: Path | None, options: argparse.Namespace, source: Path | N
     """Refuse early what writing would refuse late, after minutes of work."""
     if path is None:
         return
-    if path.exists() and not getattr(options, "force", False):
+    if path.exists() and not options.force:
         same = source is not None and source.exists() and path.samefile(source)
         what = "is the model itself" if same else "exists"
         raise InputError(f"{path} {what}; choose another name" + ("" if same else ", or replace it with --force"))
@@ -160,7 +162,7 @@ def _check_reports(options: argparse.Namespace) -> None:
 def _write_reports(content: Page, options: argparse.Namespace) -> None:
     for path, render in ((options.html, page.render), (options.markdown, markdown.render)):
         if path is not None:
-            _write_text(path, render(content), getattr(options, "force", False))
+            _write_text(path, render(content), options.force)
 
 
 def _write_text(path: Path, text: str, overwrite: bool) -> None:

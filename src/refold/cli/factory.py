@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refold.errors import InputError
-from refold.files import printable
+from refold.shown import printable
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

@@ -23,6 +23,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     inspect = commands.add_parser("inspect", help="what would fold, what not and why, and what it saves")
     inspect.add_argument("model", type=Path, metavar="MODEL")
     inspect.add_argument("--fail-if-foldable", action="store_true", help="exit with 1 if anything would fold")
+    inspect.add_argument("--force", action="store_true", help="replace reports that exist")
     _add_output(inspect)
     _add_reading(inspect)
 
@@ -46,7 +47,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     bench.add_argument("model", type=Path, metavar="MODEL")
     bench.add_argument("plain", type=Path, metavar="PLAIN")
     bench.add_argument("--repeats", type=_positive, default=30, help="pairs of runs (default 30)")
-    _add_output(bench, page=False)
+    bench.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_output(bench)
     _add_reading(bench)
 
     demo = commands.add_parser("demo", help="train on real digits, fold, prove, time, report")
@@ -57,11 +59,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _add_output(parser: argparse.ArgumentParser, page: bool = True) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    if page:
-        parser.add_argument("--html", type=Path, metavar="FILE", help="write a report page")
-        parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report for a pull request")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report page")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report for a pull request")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:

@@ -171,8 +171,8 @@ def _summary(plan: Any, timing: Any, certificate: Any, accuracies: list[float]) 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("", "trained", "shipped"):
         table.add_column(head, justify="left" if not head else "right")
-    for name, old, new in terminal.gain_rows(plan):
-        table.add_row(name, f"{old:,}", f"{new:,}")
+    for saving in plan.savings:
+        table.add_row(saving.name, f"{saving.before:,}", f"{saving.after:,}")
     table.add_row("latency (ms)", f"{1e3 * timing.before.median:.3f}", f"{1e3 * timing.after.median:.3f}")
     table.add_row("test accuracy", *(f"{accuracy:.2%}" for accuracy in accuracies))
     for entry in certificate.end_to_end:

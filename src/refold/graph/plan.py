@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from html import escape
 from typing import Any, final
 
 import numpy as np
 
 from refold.algebra.affine import AffineConv
-from refold.algebra.cost import Cost
+from refold.algebra.cost import Cost, Saving, savings
 from refold.graph.graph import Affine, AffineForm, Graph
+from refold.shown import notebook_table, notebook_view, printable
 
 
 @final
@@ -55,7 +55,7 @@ class Kept:
     reason: str
 
     def __str__(self) -> str:
-        return f"kept apart: {self.reason} ({self.where})"
+        return f"kept apart: {printable(self.reason, 400)} ({printable(self.where)})"
 
 
 @final
@@ -93,16 +93,28 @@ class Plan:
         return bool(self.regions or self.evaluated)
 
     @cached_property
+    def convolutions(self) -> tuple[int, int]:
+        """How many convolutions and dense layers there are before and after; factors per channel and means
+        over windows are none."""
+        replaced = self.removed | {self.graph.producer[region.value].name for region in self.regions}
+        found = [
+            node.name for node in self.graph.nodes if isinstance(node.op, Affine) and _is_convolution(node.op.conv)
+        ]
+        made = sum(_is_convolution(term) for region in self.regions for term in region.form.terms.values())
+        return len(found), sum(name not in replaced for name in found) + made
+
+    @cached_property
+    def savings(self) -> tuple[Saving, ...]:
+        """What folding saves; dense layers count as convolutions."""
+        first, *rest = savings(self.before, self.after, (self.parameters_before, self.parameters_after))
+        return (first, Saving("convolutions", *self.convolutions), *rest)
+
+    @cached_property
     def headline(self) -> str:
         """What folding would save, in one line."""
         if not self.changes_something:
             return "nothing in this model folds"
-        changed = self.removed | {self.graph.producer[region.value].name for region in self.regions}
-        saved = sum(
-            isinstance(node.op, Affine) and _is_convolution(node.op.conv) and node.name in changed
-            for node in self.graph.nodes
-        )
-        saved -= sum(_is_convolution(term) for region in self.regions for term in region.form.terms.values())
+        saved = self.convolutions[0] - self.convolutions[1]
         parts = [f"{-saved:+,} {'convolution' if abs(saved) == 1 else 'convolutions'}"] if saved else []
         if self.before.multiply_adds:
             share = 100 * (self.after.multiply_adds / self.before.multiply_adds - 1)
@@ -142,25 +154,32 @@ class Plan:
                 f"{_count(len(self.regions), 'region')} to fold, "
                 f"{_count(len(self.evaluated), 'weight parameterization')} to evaluate."
             )
-        rows = [
-            ("", "before", "after"),
-            ("operators", f"{self.before.operators:,}", f"{self.after.operators:,}"),
-            ("multiply-adds", f"{self.before.multiply_adds:,}", f"{self.after.multiply_adds:,}"),
-            ("bytes moved", f"{self.before.bytes:,}", f"{self.after.bytes:,}"),
-            ("parameters", f"{self.parameters_before:,}", f"{self.parameters_after:,}"),
-        ]
+        rows = [("", "before", "after")]
+        rows += [(gain.name, f"{gain.before:,}", f"{gain.after:,}") for gain in self.savings]
         lines = [head, *(f"  {name:<14} {old:>16} {new:>16}" for name, old, new in rows)]
         for region in self.regions:
-            lines.append(f"  {region.value}: {_count(len(region.nodes), 'step')} -> {region.operator}")
+            lines.append(f"  {printable(region.value)}: {_count(len(region.nodes), 'step')} -> {region.operator}")
             lines.append(f"      by {', '.join(region.laws) or 'identity'}")
-        lines += [f"  {name}: its weights become plain weights" for name in self.evaluated]
+        lines += [f"  {printable(name)}: its weights become plain weights" for name in self.evaluated]
         lines += [f"  {kept}" for kept in self.kept]
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {printable(note, 400)}" for note in self.notes]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return f"<pre>{escape(str(self))}</pre>"
+        folded = [(r.value, str(len(r.nodes)), r.operator, ", ".join(r.laws) or "identity") for r in self.regions]
+        folded += [(name, "", "the same layer with plain weights", "evaluation") for name in self.evaluated]
+        gains = [(gain.name, f"{gain.before:,}", f"{gain.after:,}") for gain in self.savings]
+        return notebook_view(
+            "plain",
+            "plan",
+            f"{self.headline[:1].upper()}{self.headline[1:]}.",
+            [
+                notebook_table("What folding saves", ("", "before", "after"), gains, numbers=(1, 2)),
+                notebook_table("Folds", ("tensor", "steps", "becomes", "by"), folded, numbers=(1,)),
+                notebook_table("Kept apart", ("where", "because"), [(k.where, k.reason) for k in self.kept]),
+            ],
+        )
 
 
 def _count(number: int, noun: str) -> str:

@@ -19,7 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from refold.errors import InputError
-from refold.files import open_regular, printable, size_in_words, write_atomically
+from refold.files import open_regular, size_in_words, write_atomically
+from refold.shown import printable
 
 # A protobuf cannot be larger; beyond, weights lie in files of their own.
 MOST_BYTES = 2**31 - 1

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.algebra.refusal import Refusal
 from refold.errors import InputError
-from refold.files import printable
 from refold.frontend import unit_roundoff
 from refold.graph.forms import form_builder
 from refold.graph.graph import (
@@ -35,6 +34,7 @@ from refold.onnx.linear import Step, op_of
 from refold.onnx.moves import Found, Moves
 from refold.onnx.reference import FLOATS, AnyArray, Operators
 from refold.onnx.sizes import Facts, Survey, captured_values, survey
+from refold.shown import printable
 
 # Convolutions have their channels on axis 1; neither MatMul nor Mul has a bias.
 DIALECT = Dialect(conv_axis=1, biased=False)

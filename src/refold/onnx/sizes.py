@@ -20,8 +20,9 @@ import onnx_ir as ir
 from onnx.shape_inference import infer_node_outputs
 
 from refold.errors import InputError
-from refold.files import printable, size_in_words
+from refold.files import size_in_words
 from refold.onnx.reference import AnyArray, Operators, describe, to_double
+from refold.shown import printable
 
 Sizes = tuple[int, ...]
 

@@ -21,13 +21,14 @@ import paddle
 import safetensors.numpy
 
 from refold.errors import InputError
-from refold.files import open_regular, printable, size_in_words, write_atomically
+from refold.files import open_regular, size_in_words, write_atomically
 from refold.frontend import AnyArray
 from refold.paddle.examples import specs_of
 from refold.paddle.perform import rounded
 from refold.paddle.program import Stored, layer_of, operations, stored_in
 from refold.paddle.trace import dtype_name, first_line
 from refold.recording.symbols import leaves
+from refold.shown import printable
 
 PROGRAM, WEIGHTS = ".json", ".pdiparams"
 MOST_PROGRAM, MOST_WEIGHTS = 2**28, 2**36

@@ -17,12 +17,12 @@ from typing import Any, final
 import paddle
 
 from refold.errors import InputError
-from refold.files import printable
 from refold.frontend import AnyArray
 from refold.paddle import source
 from refold.paddle.examples import Spec
 from refold.paddle.perform import parameter, rounded
 from refold.paddle.source import Code
+from refold.shown import printable
 
 # What an operator's argument is: the next operand as a tensor, as a list of tensors, or as numbers (Paddle
 # writes such arguments as tensors into a program); or, by name, an attribute.

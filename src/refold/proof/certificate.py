@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from html import escape
 from typing import Any, final
+
+from refold.shown import notebook_table, notebook_view, printable
 
 SCHEMA = "refold.certificate/1"
 
@@ -34,6 +35,9 @@ ASSUMPTIONS = (
     "The proof is about the functions with real numbers and the stored weights. How the runtime rounds "
     "(TF32, Winograd, fused kernels) shows in the end-to-end errors only.",
 )
+
+
+TONES = {Verdict.PROVED: "good", Verdict.MEASURED: "warn", Verdict.REFUTED: "bad", Verdict.SKIPPED: "warn"}
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -179,7 +183,27 @@ class Certificate:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return f"<pre>{escape(str(self))}</pre>"
+        regions = [
+            (r.where, r.verdict, _number(r.ratio), f"{r.impulses:,}", r.method) for r in _worst_first(self.regions)
+        ]
+        off = [(s.where, s.verdict, s.sentence) for s in self.structure if s.verdict is not Verdict.PROVED]
+        off += [(r.where, r.verdict, r.sentence) for r in self.regions if r.verdict is not Verdict.PROVED]
+        ends = [
+            (r.inputs, r.output, _number(r.original_max_error), _number(r.max_error), r.verdict)
+            for r in self.end_to_end
+        ]
+        head = ("region", "verdict", "worst/allowed", "impulses", "method")
+        errors = ("inputs", "output", "original's error", "error", "verdict")
+        return notebook_view(
+            TONES[self.verdict],
+            self.verdict.upper(),
+            f"{self.sentence[:1].upper()}{self.sentence[1:]}.",
+            [
+                notebook_table("What is off, or could not be shown", ("where", "verdict", "why"), off),
+                notebook_table(f"{len(self.regions)} regions", head, regions, numbers=(2, 3)),
+                notebook_table("End to end, against the original in float64", errors, ends, numbers=(2, 3)),
+            ],
+        )
 
 
 _NOT_IN_JSON = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
@@ -210,9 +234,9 @@ _MOST_ROWS = 40
 
 
 def _lines(certificate: Certificate) -> Iterable[str]:
-    yield f"{certificate.verdict.upper()}: {certificate.sentence}"
+    yield f"{certificate.verdict.upper()}: {printable(certificate.sentence, 400)}"
     for result in certificate.structure:
-        yield f"  structure  {result.verdict:<9} {_shown(result.where)}: {_shown(result.sentence)}"
+        yield f"  structure  {result.verdict:<9} {printable(result.where)}: {printable(result.sentence)}"
     if certificate.regions:
         yield ""
         rows = [
@@ -223,13 +247,13 @@ def _lines(certificate: Certificate) -> Iterable[str]:
         yield from _table(head, rows)
         for region in certificate.regions:
             if region.verdict is not Verdict.PROVED:
-                yield f"  {region.verdict} at {_shown(region.where)}: {_shown(region.sentence)}"
+                yield f"  {region.verdict} at {printable(region.where)}: {printable(region.sentence)}"
     if certificate.local:
         worst_local = max(certificate.local, key=lambda r: r.ratio if r.ratio == r.ratio else float("inf"))
         yield ""
         yield (
             f"  on real activations: {len(certificate.local)} regions, largest error/bound "
-            f"{_number(worst_local.ratio)} at {_shown(worst_local.where)}"
+            f"{_number(worst_local.ratio)} at {printable(worst_local.where)}"
         )
     if certificate.end_to_end:
         yield ""
@@ -250,9 +274,9 @@ def _lines(certificate: Certificate) -> Iterable[str]:
         yield from _table(titles, ends)
         for end in certificate.end_to_end:
             if end.sentence:
-                yield f"  {end.inputs}, {_shown(end.output)}: {_shown(end.sentence)}"
+                yield f"  {end.inputs}, {printable(end.output)}: {printable(end.sentence)}"
     yield ""
-    yield from (f"  note: {_shown(note)}" for note in certificate.notes)
+    yield from (f"  note: {printable(note)}" for note in certificate.notes)
     for name, digests in (("before", certificate.before), ("after", certificate.after)):
         yield f"  {name + ':':<7} parameters {digests.parameters[:16]}, structure {digests.structure[:16]}"
     versions = ", ".join(f"{name} {version}" for name, version in certificate.versions.items())
@@ -267,15 +291,10 @@ def _worst_first(regions: Sequence[RegionResult]) -> Sequence[RegionResult]:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    cells = [head, *(tuple(_shown(cell) for cell in row) for row in rows)]
+    cells = [head, *(tuple(printable(cell, 80) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     for row in cells:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _shown(text: str) -> str:
-    """Names come from model files: nothing in them may steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _number(value: float | None) -> str:

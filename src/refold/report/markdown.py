@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from refold.files import printable
 from refold.report.page import Page, gains, verdict
 from refold.report.terminal import headline
+from refold.shown import printable
 
 
 def render(page: Page) -> str:

@@ -8,11 +8,11 @@ from typing import final
 from jinja2 import Environment, PackageLoader
 
 from refold.bench import Timing
-from refold.files import printable
 from refold.graph import Plan
 from refold.proof.certificate import Certificate, Verdict
 from refold.report import drawing
-from refold.report.terminal import gain_rows, headline
+from refold.report.terminal import headline
+from refold.shown import printable
 
 
 @final
@@ -94,8 +94,8 @@ def gains(page: Page) -> list[Gain]:
     """What folding saves, the most tangible first."""
     found = []
     if page.plan is not None:
-        for name, old, new in gain_rows(page.plan):
-            found.append(Gain(name, f"{old:,}", f"{new:,}", min(new / max(old, 1), 1.0)))
+        for saving in page.plan.savings:
+            found.append(Gain(saving.name, f"{saving.before:,}", f"{saving.after:,}", min(saving.share, 1.0)))
     if page.timing is not None:
         first, second = page.timing.before.median, page.timing.after.median
         found.insert(

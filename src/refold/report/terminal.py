@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from refold.bench import Timing
-from refold.files import printable
 from refold.graph import Plan
 from refold.proof.certificate import Certificate, Verdict
+from refold.shown import printable
 
 COLORS = {
     Verdict.PROVED: "green",
@@ -35,8 +35,8 @@ def show(parts: Iterable[Any]) -> None:
 def plan(plan: Plan) -> list[Any]:
     """What folds, what it saves, and what is kept apart."""
     gains = _table("", "before", "after")
-    for name, old, new in gain_rows(plan):
-        gains.add_row(name, f"{old:,}", f"{new:,}")
+    for saving in plan.savings:
+        gains.add_row(saving.name, f"{saving.before:,}", f"{saving.after:,}")
     parts: list[Any] = [_line(headline(plan), "bold"), gains]
     if plan.regions or plan.evaluated:
         regions = _table("folded", "steps", "becomes", "by")
@@ -53,16 +53,6 @@ def plan(plan: Plan) -> list[Any]:
             kept.add_row(_text(entry.where), _text(entry.reason))
         parts.append(kept)
     return [*parts, *(_line(f"note: {note}", "dim") for note in plan.notes)]
-
-
-def gain_rows(plan: Plan) -> list[tuple[str, int, int]]:
-    """What a plan saves, as (name, before, after)."""
-    return [
-        ("operators", plan.before.operators, plan.after.operators),
-        ("multiply-adds", plan.before.multiply_adds, plan.after.multiply_adds),
-        ("bytes moved", plan.before.bytes, plan.after.bytes),
-        ("parameters", plan.parameters_before, plan.parameters_after),
-    ]
 
 
 def headline(plan: Plan) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from refold.errors import InputError
-from refold.files import open_regular, printable, write_atomically
+from refold.files import open_regular, write_atomically
 from refold.recording.symbols import leaves, mapped
+from refold.shown import printable
 from refold.torch import examples
 from refold.torch.trace import first_line
 

@@ -23,12 +23,13 @@ from keras.src.saving import saving_lib
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from refold.errors import InputError
-from refold.files import open_regular, printable, write_atomically
+from refold.files import open_regular, write_atomically
 from refold.keras.files.archive import clean_copy, read_archive
 from refold.keras.files.configuration import FAMILIES, screen_config
 from refold.keras.files.refused import RefusedError, not_loaded, sentence
 from refold.keras.files.size import screen_size
 from refold.keras.files.weights import screen_weights
+from refold.shown import printable
 
 MAX_SIZE = 4 * 2**30
 # Layers of ours, which register themselves when they are imported.

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, final
 
-from refold.files import printable, size_in_words
+from refold.files import size_in_words
 from refold.keras.files.configuration import CONFIG, parse
 from refold.keras.files.refused import RefusedError, sentence
+from refold.shown import printable
 
 MIB = 2**20
 # Keras stores everything uncompressed. Up to SMALL nothing is suspicious; above, what a file says it holds

@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras.src.api_export import get_symbol_from_name
 
-from refold.files import printable
 from refold.keras.files.refused import RefusedError, sentence
+from refold.shown import printable
 
 Json = dict[str, Any]
 

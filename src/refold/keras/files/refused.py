@@ -6,7 +6,7 @@ import re
 
 import keras
 
-from refold.files import printable
+from refold.shown import printable
 
 # Of what an exception says, this much is passed on.
 SENTENCE = 250

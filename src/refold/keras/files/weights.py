@@ -8,9 +8,10 @@ from typing import Any
 
 import h5py
 
-from refold.files import printable, size_in_words
+from refold.files import size_in_words
 from refold.keras.files.archive import EXPANSION, SMALL
 from refold.keras.files.refused import RefusedError, sentence
+from refold.shown import printable
 
 MAX_OBJECTS = 100_000  # groups and datasets
 
