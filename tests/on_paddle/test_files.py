@@ -72,7 +72,22 @@ PROGRAMS: dict[str, tuple[Callable[[], Any], tuple[int | None, ...], int]] = {
     ),
     "three_axes": (lambda: nn.Sequential(nn.Conv3D(2, 3, 3), nn.BatchNorm3D(3)), (None, 2, 5, 5, 5), 1),
     "depthwise": (lambda: nn.Sequential(nn.Conv2D(4, 8, 3, groups=4), nn.BatchNorm2D(8)), (None, 4, 8, 8), 1),
-    "transposed": (lambda: nn.Sequential(nn.Conv2DTranspose(4, 3, 2, stride=2), nn.ReLU()), (None, 4, 5, 5), 3),
+    "transposed": (lambda: nn.Sequential(nn.Conv2DTranspose(4, 3, 2, stride=2), nn.ReLU()), (None, 4, 5, 5), 2),
+    "transposed_to_a_size": (
+        lambda: Body(lambda m, x: F.relu(m.a(x, output_size=[11, 11])), a=nn.Conv2DTranspose(4, 3, 3, stride=2)),
+        (None, 4, 5, 5),
+        2,
+    ),
+    "transposed_depthwise": (
+        lambda: nn.Sequential(nn.Conv2DTranspose(4, 4, 3, stride=2, output_padding=1, groups=4), nn.ReLU()),
+        (None, 4, 5, 5),
+        2,
+    ),
+    "transposed_three_axes": (
+        lambda: nn.Sequential(nn.Conv3DTranspose(2, 3, 3), nn.ReLU()),
+        (None, 2, 5, 5, 5),
+        2,
+    ),
     "shuffle": (lambda: nn.Sequential(conv(4, 4, 1), nn.ChannelShuffle(2), conv(4, 4, 1)), (None, 4, 8, 8), 1),
 }
 

@@ -43,6 +43,14 @@ def test_plain_names_and_parameters_of_what_stays() -> None:
     assert type(plain).__name__ == "Csp"
 
 
+def test_what_is_folded_into_a_transposed_convolution_has_its_name() -> None:
+    up = nn.Conv2DTranspose(4, 3, 3, stride=2)
+    model = randomize(nn.Sequential(nn.Conv2D(4, 4, 1), nn.ReLU(), up, nn.BatchNorm2D(3)))
+    plain = refold.fold(model, IMAGE)
+    assert set(plain.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert type(getattr(plain, "2")) is nn.Conv2DTranspose
+
+
 def test_saves_loads_and_runs_without_refold(tmp_path: Path) -> None:
     model = randomize(Csp())
     plain = refold.fold(model, FREE)

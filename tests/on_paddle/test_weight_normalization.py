@@ -11,7 +11,7 @@ import paddle
 import pytest
 from paddle import nn
 from test_fold import operators
-from zoo import randomize
+from zoo import Body, randomize
 
 import refold
 from refold.paddle import weight_normalization
@@ -50,6 +50,7 @@ def test_wrapping_changes_nothing_and_folding_bakes(name: str, normalizer: str) 
     plan, plain = refold.inspect(model, x), refold.fold(model, x)
     assert plan.evaluated == ("0",)
     assert sorted(plain.state_dict()) == ["0.bias", "0.weight"]
+    assert type(getattr(plain, "0")) is type(layer)
     assert operators(plain, x) == 2
     np.testing.assert_allclose(plain(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
     assert refold.prove(model, plain, x).verdict.value == "proved"
@@ -150,5 +151,18 @@ def test_paddles_own_norms_bake(name: str, wrap: Callable[[Any], Any]) -> None:
     assert refold.inspect(model, x).evaluated == ("0",)
     plain = refold.fold(model, x)
     assert sorted(plain.state_dict()) == ["0.bias", "0.weight"]
+    assert type(getattr(plain, "0")) is type(layer)
     np.testing.assert_allclose(plain(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
     assert refold.prove(model, plain, x).verdict.value == "proved"
+
+
+def test_sixteen_bits_bake_to_the_numbers_that_they_are() -> None:
+    table = randomize(nn.Embedding(7, 4))
+    table.to(dtype="bfloat16")
+    weight_normalization(table)
+    model = Body(lambda m, x: m.table(x).astype("float32"), table=table)
+    model.eval()
+    tokens = paddle.to_tensor([[1, 2, 6]])
+    plain = refold.fold(model, tokens)
+    assert plain.state_dict()["table.weight"].dtype == paddle.bfloat16
+    np.testing.assert_array_equal(plain(tokens).numpy(), model(tokens).numpy())

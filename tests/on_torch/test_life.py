@@ -58,6 +58,14 @@ def test_has_plain_modules_under_the_names_that_they_had() -> None:
     assert type(plain.get_submodule("1")) is nn.PReLU
 
 
+def test_what_is_folded_into_a_transposed_convolution_has_its_name() -> None:
+    up = nn.ConvTranspose2d(4, 3, 3, stride=2)
+    model = randomize(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), up, nn.BatchNorm2d(3)))
+    plain = refold.fold(model, torch.randn(2, 4, 9, 9))
+    assert set(plain.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert type(plain.get_submodule("2")) is nn.ConvTranspose2d
+
+
 def test_frozen_stays_frozen_and_types_devices_and_formats_stay() -> None:
     model = nn.Sequential(conv_bn(4, 4), nn.ReLU(), conv_bn(4, 4))
     model = randomize(model).to(torch.bfloat16).to(memory_format=torch.channels_last)

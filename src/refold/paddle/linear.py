@@ -460,15 +460,20 @@ def _concat(primitive: Primitive, shapes: Shapes) -> Op:
     return Concat(axis % rank) if axis % rank else Opaque("it joins examples of the batch")
 
 
-OPERATORS: dict[str, Entry] = {
+CONVOLUTIONS: dict[str, Entry] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_or_conv3d,
     "conv3d": _depthwise_or_conv3d,
     "conv2d_transpose": _transposed,
     "depthwise_conv2d_transpose": _transposed,
     "conv3d_transpose": _transposed,
-    "linear": _linear,
-    "matmul": _matmul,
+}
+
+DENSE: dict[str, Entry] = {"linear": _linear, "matmul": _matmul}
+
+OPERATORS: dict[str, Entry] = {
+    **CONVOLUTIONS,
+    **DENSE,
     "batch_norm": _batch_norm,
     "add": _arithmetic((1.0, 1.0), lambda c: (_ONE, c), lambda c: (_ONE, c)),
     "subtract": _arithmetic((1.0, -1.0), lambda c: (_ONE, -c), lambda c: (-_ONE, c)),

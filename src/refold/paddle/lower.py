@@ -22,6 +22,7 @@ from refold.graph.graph import Affine, AffineForm, Graph, Node
 from refold.graph.plan import Plan
 from refold.paddle import express, source
 from refold.paddle.lift import Record, computed, parameters_of
+from refold.paddle.linear import CONVOLUTIONS, DENSE
 from refold.paddle.perform import parameter, twin
 from refold.paddle.source import Code
 from refold.paddle.trace import Scope, Step
@@ -29,10 +30,6 @@ from refold.recording.sizes import OPERATIONS, Size, formula_of
 from refold.recording.symbols import Constant, Symbol, mapped, symbols
 
 Layer = paddle.nn.Layer
-
-# Operators after which a pointwise map is written as a Linear, as the user wrote it.
-_DENSE = ("linear", "matmul")
-_KERNELS = (*_DENSE, "conv2d", "depthwise_conv2d", "conv3d")
 
 
 def lower_plan(graph: Graph, record: Record, plan: Plan, model: Any, names: Any) -> Any:
@@ -155,20 +152,20 @@ class _Lowering:
         region = self.plan.chosen.get(value)
         if region is not None:
             self.express(step, region.form, region.biased, region.nodes)
-        elif node is not None and isinstance(node.op, Affine) and self.is_evaluated(step):
-            self.express_node(step, node)
         elif step.layer is not None:
             path = self.layer_at(step.path or step.name, step.layer, computed(step))
             self.call(source.reference(path), step.args, step.kwargs, step.outputs, path)
+        elif node is not None and isinstance(node.op, Affine) and self.is_evaluated(step):
+            self.express_node(step, node)
         else:
             args, kwargs = self.encoded((step.args, step.kwargs))
             self.assign(self.writer.call(step.function, args, kwargs), step.outputs, step.name)
 
     def is_evaluated(self, step: Step) -> bool:
-        """Whether the weights of a step are not stored as they are used."""
+        """Whether the weights that a function is called with are not stored as they are used."""
         constants = [constant for constant in step.constants if id(constant.tensor) not in self.paths]
         apart = step.scope is not None and id(step.scope) in self.record.evaluating
-        return bool(computed(step)) or (apart and any(constant.tensor.size > 1 for constant in constants))
+        return apart and any(constant.tensor.size > 1 for constant in constants)
 
     def call(self, function: str, args: Any, kwargs: Any, outputs: Any, wanted: str) -> None:
         arguments = self.writer.arguments(*self.encoded((args, kwargs)))
@@ -253,7 +250,8 @@ class _Lowering:
         rank, axis = len(symbol.shape), self.forms.axes[symbol.name]
         tensors = [tensor for s in steps for tensor in parameters_of(s)]
         trainable = not tensors or any(not tensor.stop_gradient for tensor in tensors)
-        dense = any(primitive.name in _DENSE for s in steps for primitive in s.inside)
+        # After these a pointwise map is written as a Linear, as the user wrote it.
+        dense = any(primitive.name in DENSE for s in steps for primitive in s.inside)
         inner = axis if axis in (1, rank - 1) else 1  # Paddle's layers have channels first or last
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
         bias = form.bias if biased or np.any(form.bias) else None
@@ -306,7 +304,7 @@ class _Lowering:
     def region_path(self, symbol: Symbol, steps: list[Step]) -> str:
         """Where what takes the place of ``steps`` goes: at the one layer with a kernel among them; else at the
         innermost layer around them, if this is all that it computes, or inside of that."""
-        kernels = [s for s in steps if any(primitive.name in _KERNELS for primitive in s.inside)]
+        kernels = [s for s in steps if any(p.name in CONVOLUTIONS or p.name in DENSE for p in s.inside)]
         paths = list(dict.fromkeys(s.path for s in kernels if s.path))
         if len(paths) == 1 and len(kernels) == 1:
             return paths[0]

@@ -65,7 +65,8 @@ def twin(layer: Any, computed: dict[str, Any], memo: dict[int, Any] | None = Non
             made._buffers.pop(own, None)
             vars(made).pop(own, None)
         frozen = all(getattr(layer, own).stop_gradient for own in sources)
-        made.add_parameter(name, parameter(value.numpy(), dtype_name(value), not frozen))
+        # Through float64, which holds every type: of bfloat16 numpy has but the bits.
+        made.add_parameter(name, parameter(value.astype("float64").numpy(), dtype_name(value), not frozen))
     return made
 
 

@@ -106,6 +106,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 
 _CONVOLUTIONS = ("1.conv2d", "1.depthwise_conv2d", "1.conv3d")
+_TRANSPOSED_CONVOLUTIONS = ("1.conv2d_transpose", "1.depthwise_conv2d_transpose", "1.conv3d_transpose")
 
 # Attributes that Paddle's kernels divide by.
 _POSITIVE = ("strides", "dilations", "groups", "num", "upscale_factor", "downscale_factor")
@@ -232,7 +233,11 @@ def biased(ops: Sequence[Mapping[str, Any]]) -> dict[int, Biased]:
         if first not in makers or second not in makers or uses[first] != 1:
             continue
         kernel, added = ops[makers[first]], ops[makers[second]]
-        if kernel["#"] in _CONVOLUTIONS and added["#"] == "1.reshape" and uses[second] == 1:
+        if (
+            kernel["#"] in (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
+            and added["#"] == "1.reshape"
+            and uses[second] == 1
+        ):
             bias = int(added["I"][0]["%"])
             shape = _type_of(kernel["O"][0])[0]
             axis = 1 if _attributes(kernel)["data_format"].startswith("NC") else len(shape) - 1
@@ -333,9 +338,29 @@ class _Reading:
             text = self.writer.call("paddle.nn.functional.linear", (tensor, weight, bias), {})
         else:
             padding = found["paddings"] if found["padding_algorithm"] == "EXPLICIT" else found["padding_algorithm"]
-            settings = (found["strides"], padding, found["dilations"], found["groups"], found["data_format"])
-            text = self.writer.call(f"paddle.nn.functional.{name}", (tensor, weight, bias, *settings), {})
+            settings = {
+                "stride": found["strides"],
+                "padding": padding,
+                "dilation": found["dilations"],
+                "groups": found["groups"],
+                "data_format": _layout(found["data_format"], name),
+            }
+            if pair.kernel["#"] in _TRANSPOSED_CONVOLUTIONS:
+                settings |= self.sizes_behind(pair.kernel, found)
+            text = self.writer.call(f"paddle.nn.functional.{name}", (tensor, weight, bias), settings)
         self.call(text, [int(op["O"][0]["%"])])
+
+    def sizes_behind(self, kernel: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What a transposed convolution adds behind, or what size it gives: Paddle takes one of the two."""
+        size = attributes.get("output_size")
+        if size is None:
+            given = self.operand(kernel["I"][2])
+            size = (
+                [_numbers(entry).entries[0] for entry in given]
+                if isinstance(given, list)
+                else _numbers(given).value
+            )
+        return {"output_size": size} if size else {"output_padding": attributes["output_padding"] or 0}
 
     def operand(self, entry: Mapping[str, Any]) -> Any:
         place = int(entry["%"])
@@ -471,6 +496,15 @@ def _attributes(op: Mapping[str, Any]) -> dict[str, Any]:
         if min(value, default=1) < 1 if isinstance(value, list) else value < 1:
             raise InputError(f"the '{name}' of the program's operator '{printable(op['#'])}' are 0 or less")
     return found
+
+
+def _layout(data_format: str, name: str) -> str:
+    """The layout as Paddle's functions call it: the operators over three axes may say it as over two."""
+    return (
+        {"NCHW": "NCDHW", "NHWC": "NDHWC"}.get(data_format, data_format)
+        if name.startswith("conv3d")
+        else data_format
+    )
 
 
 def _number(value: float, dtype: str) -> int | float | bool:

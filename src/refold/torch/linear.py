@@ -399,12 +399,16 @@ _OVER = _arithmetic(None, lambda c: (1.0 / c, _ZERO), None)
 # ``x.__rdiv__(c)`` is ``c / x``, and with a tensor as ``x`` and a constant as self, ``x / c``.
 _OVER_TURNED = _arithmetic(None, None, lambda c: (1.0 / c, _ZERO))
 
-OPERATORS: dict[str, Entry] = {
+CONVOLUTIONS: dict[str, Entry] = {
     **{f"conv{axes}d": _conv(axes) for axes in (1, 2, 3)},
     **{f"conv_transpose{axes}d": _transposed(axes) for axes in (1, 2, 3)},
-    "linear": _linear,
-    "matmul": _matmul,
-    "mm": _matmul,
+}
+
+DENSE: dict[str, Entry] = {"linear": _linear, "matmul": _matmul, "mm": _matmul}
+
+OPERATORS: dict[str, Entry] = {
+    **CONVOLUTIONS,
+    **DENSE,
     "batch_norm": _batch_norm,
     **dict.fromkeys(("add", "radd"), _PLUS),
     **dict.fromkeys(("sub", "subtract"), _MINUS),

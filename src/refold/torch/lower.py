@@ -25,15 +25,12 @@ from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch import express, functions
 from refold.torch.examples import to_numpy
 from refold.torch.lift import evaluated, is_computed, parameters_of
+from refold.torch.linear import CONVOLUTIONS, DENSE
 from refold.torch.perform import in_double, sources
 from refold.torch.record import Record
 from refold.torch.trace import Scope, Step
 
 Module = torch.nn.Module
-
-# Functions after which a pointwise map is written as a Linear, as the user wrote it.
-_DENSE = ("linear", "matmul", "mm")
-_KERNELS = (*_DENSE, "conv1d", "conv2d", "conv3d")
 
 # What the arguments of functions with weights are called, as far as they stand in their places.
 _PLACES = {1: "weight", 2: "bias"}
@@ -386,7 +383,8 @@ class _Lowering:
         trainable = any(source.requires_grad for source in origins) or not origins
         reference = torch.empty(0, dtype=getattr(torch, symbol.dtype), device=self.record.trace.tensors[0].device)
         like = next((t for t in tensors if t.ndim == rank and t.dtype == reference.dtype), reference)
-        dense = any(s.what in _DENSE for s in steps)
+        # After these a pointwise map is written as a Linear, as the user wrote it.
+        dense = any(s.what in DENSE for s in steps)
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
         bias = form.bias if biased or np.any(form.bias) else None
         results = []
@@ -461,7 +459,7 @@ class _Lowering:
     def region_path(self, symbol: Symbol, steps: list[Step]) -> str:
         """Where what takes the place of ``steps`` goes: at the one module with a kernel among them; else at the
         innermost module around them, if this is all that it computes, or inside of that."""
-        kernels = [s for s in steps if s.what in _KERNELS]
+        kernels = [s for s in steps if s.what in CONVOLUTIONS or s.what in DENSE]
         named = list(dict.fromkeys(s.scope.path for s in kernels if s.scope and self.is_leaf(s.scope)))
         if len(named) == 1 and len(kernels) == 1:
             return named[0]
