@@ -5,5 +5,5 @@ from refold.graph.graph import Node as Node
 from refold.graph.graph import Value as Value
 from refold.graph.plan import Kept as Kept
 from refold.graph.plan import Plan as Plan
-from refold.graph.plan import Region as Region
 from refold.graph.planner import make_plan as make_plan
+from refold.graph.region import Region as Region

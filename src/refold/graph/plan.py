@@ -7,43 +7,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, final
 
-import numpy as np
-
-from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost, Saving, savings
-from refold.graph.graph import Affine, AffineForm, Graph
+from refold.graph.anatomy import Anatomy, anatomy
+from refold.graph.graph import Affine, Graph
+from refold.graph.region import Region, is_convolution
 from refold.shown import notebook_table, notebook_view, printable
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Region:
-    """One tensor that is computed anew: ``value`` straight from ``form``'s leaves.
-
-    ``biased`` says whether it gets a bias. ``nodes`` are the original steps between the leaves and the
-    value; ``before`` is the cost of those of them that are no longer computed, ``after`` that of what
-    takes their place.
-    """
-
-    value: str
-    form: AffineForm
-    biased: bool
-    nodes: tuple[str, ...]
-    before: Cost
-    after: Cost
-
-    @property
-    def laws(self) -> tuple[str, ...]:
-        """The laws used, each once, in the order of first use."""
-        return tuple(dict.fromkeys(law for law in self.form.laws if law != "identity"))
-
-    @property
-    def operator(self) -> str:
-        """What takes the region's place, in a few words."""
-        words = [_describe(term) for term in self.form.terms.values() if not term.is_identity]
-        if not words:
-            return "nothing" if len(self.form.terms) == 1 else "a sum"
-        return " + ".join(words)
 
 
 @final
@@ -98,9 +66,9 @@ class Plan:
         over windows are none."""
         replaced = self.removed | {self.graph.producer[region.value].name for region in self.regions}
         found = [
-            node.name for node in self.graph.nodes if isinstance(node.op, Affine) and _is_convolution(node.op.conv)
+            node.name for node in self.graph.nodes if isinstance(node.op, Affine) and is_convolution(node.op.conv)
         ]
-        made = sum(_is_convolution(term) for region in self.regions for term in region.form.terms.values())
+        made = sum(is_convolution(term) for region in self.regions for term in region.form.terms.values())
         return len(found), sum(name not in replaced for name in found) + made
 
     @cached_property
@@ -123,6 +91,12 @@ class Plan:
         found += [_count(len(self.evaluated), "computed weight")] if self.evaluated else []
         return f"this model still holds {' and '.join(found)}{': ' if parts else ''}{', '.join(parts)}"
 
+    @cached_property
+    def anatomy(self) -> tuple[Anatomy, ...]:
+        """What happens inside each region: its steps and laws, its branches, and the norms of their kernels. As
+        much work as planning had with the kernels that it chose, so only done when asked for."""
+        return tuple(anatomy(self.graph, self.regions))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, without the weights."""
         return {
@@ -138,8 +112,11 @@ class Plan:
                     "laws": list(region.laws),
                     "before": asdict(region.before),
                     "after": asdict(region.after),
+                    "steps": [asdict(step) for step in inside.steps],
+                    "kernels": [asdict(kernel) for kernel in inside.kernels],
+                    "branches": [asdict(branch) for branch in inside.branches],
                 }
-                for region in self.regions
+                for region, inside in zip(self.regions, self.anatomy, strict=True)
             ],
             "evaluated": list(self.evaluated),
             "kept": [asdict(kept) for kept in self.kept],
@@ -184,29 +161,3 @@ class Plan:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _is_convolution(conv: AffineConv) -> bool:
-    """Whether a map is more than factors per channel and means over windows."""
-    is_mean = conv.is_channelwise and not np.any(conv.kernel != conv.kernel.reshape(-1)[0])
-    return not conv.is_scale and not is_mean
-
-
-def _describe(conv: AffineConv) -> str:
-    size = "x".join(str(window.taps) for window in conv.windows)
-    channels = f"{conv.channels_in} to {conv.channels_out}"
-    if conv.is_scale:
-        return f"scale and shift of {conv.channels_out} channels"
-    if conv.is_pointwise and conv.groups == 1:
-        return f"{'1x1 convolution' if len(conv.windows) == 2 else 'dense layer'}, {channels}"
-    details = [channels]
-    if conv.is_transposed:
-        details.append("stride " + "x".join(str(window.spread) for window in conv.windows))
-    if any(window.stride > 1 for window in conv.windows):
-        details.append("stride " + "x".join(str(window.stride) for window in conv.windows))
-    if any(window.dilation > 1 for window in conv.windows):
-        details.append("dilation " + "x".join(str(window.dilation) for window in conv.windows))
-    if conv.groups > 1:
-        details.append(f"{conv.groups} groups")
-    kind = "transposed convolution" if conv.is_transposed else "convolution"
-    return f"{size} {kind}, {', '.join(details)}"

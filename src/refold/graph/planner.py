@@ -19,7 +19,8 @@ from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.algebra.refusal import Refusal
 from refold.graph.forms import NOT_FINITE, FormBuilder, can_be_stored, form_builder
 from refold.graph.graph import Affine, AffineForm, Dialect, Graph, Node, Opaque
-from refold.graph.plan import Kept, Plan, Region
+from refold.graph.plan import Kept, Plan
+from refold.graph.region import Region
 
 # How many cuts are remembered per value, and how many partial combinations while they are built.
 MOST_CUTS = 10

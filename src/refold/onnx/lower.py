@@ -15,7 +15,8 @@ import onnx_ir as ir
 from refold.algebra.affine import AffineConv
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Graph
-from refold.graph.plan import Plan, Region
+from refold.graph.plan import Plan
+from refold.graph.region import Region
 from refold.onnx.express import Writer
 from refold.onnx.lift import Record
 

@@ -1,0 +1,70 @@
+"""A region: one tensor that is computed anew from the nearest tensors that stay; and maps in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from refold.algebra.affine import AffineConv
+from refold.algebra.cost import Cost
+from refold.graph.graph import AffineForm
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """One tensor that is computed anew: ``value`` straight from ``form``'s leaves.
+
+    ``biased`` says whether it gets a bias. ``nodes`` are the original steps between the leaves and the
+    value; ``before`` is the cost of those of them that are no longer computed, ``after`` that of what
+    takes their place.
+    """
+
+    value: str
+    form: AffineForm
+    biased: bool
+    nodes: tuple[str, ...]
+    before: Cost
+    after: Cost
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The laws used, each once, in the order of first use."""
+        return tuple(dict.fromkeys(law for law in self.form.laws if law != "identity"))
+
+    @property
+    def operator(self) -> str:
+        """What takes the region's place, in a few words."""
+        words = [describe(term) for term in self.form.terms.values() if not term.is_identity]
+        if not words:
+            return "nothing" if len(self.form.terms) == 1 else "a sum"
+        return " + ".join(words)
+
+
+def is_convolution(conv: AffineConv) -> bool:
+    """Whether a map is more than factors per channel and means over windows."""
+    is_mean = conv.is_channelwise and not np.any(conv.kernel != conv.kernel.reshape(-1)[0])
+    return not conv.is_scale and not is_mean
+
+
+def describe(conv: AffineConv) -> str:
+    """A map in a few words: what it is, its channels, and what is unusual about its windows."""
+    size = "x".join(str(window.taps) for window in conv.windows)
+    channels = f"{conv.channels_in} to {conv.channels_out}"
+    if conv.is_scale:
+        return f"scale and shift of {conv.channels_out} channels"
+    if conv.is_pointwise and conv.groups == 1:
+        return f"{'1x1 convolution' if len(conv.windows) == 2 else 'dense layer'}, {channels}"
+    details = [channels]
+    if conv.is_transposed:
+        details.append("stride " + "x".join(str(window.spread) for window in conv.windows))
+    if any(window.stride > 1 for window in conv.windows):
+        details.append("stride " + "x".join(str(window.stride) for window in conv.windows))
+    if any(window.dilation > 1 for window in conv.windows):
+        details.append("dilation " + "x".join(str(window.dilation) for window in conv.windows))
+    if conv.groups > 1:
+        details.append(f"{conv.groups} groups")
+    kind = "transposed convolution" if conv.is_transposed else "convolution"
+    return f"{size} {kind}, {', '.join(details)}"
