@@ -50,3 +50,20 @@ def test_transposed_convolution_by_definition(axes: int) -> None:
         weights = [numpy_helper.to_array(tensor).astype("float64") for tensor in model.graph.initializer]
         (found,) = Operators({"": 19}).run(node, [x.astype("float64"), *weights])
         np.testing.assert_allclose(found, run(model, {"x": x})[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_convolution_by_definition(axes: int) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 4, *(6, 5, 5)[:axes])).astype("float32")
+    cases = product((1, 2, 3), (1, 2, 3), (1, 2), ((0, 0), (1, 0), (1, 2)), (1, 2, 4), (False, True))
+    for k, s, d, p, groups, bias in cases:
+        b = Builder(opset=19)
+        name = b.input(*x.shape)
+        inputs = [b.random(8, 4 // groups, *(k,) * axes), *([b.random(8)] if bias else [])]
+        repeated = {key: [value] * axes for key, value in {"strides": s, "dilations": d}.items()}
+        pads = [p[0]] * axes + [p[1]] * axes
+        model = b.model(b.op("Conv", name, *inputs, pads=pads, group=groups, **repeated))
+        (node,) = ir.from_proto(model).graph
+        weights = [numpy_helper.to_array(tensor).astype("float64") for tensor in model.graph.initializer]
+        (found,) = Operators({"": 19}).run(node, [x.astype("float64"), *weights])
+        np.testing.assert_allclose(found, run(model, {"x": x})[0], rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, Relayout, Select, Slice, Sum
+from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Opaque, Pad, Relayout, Select, Shape, Slice, Sum
 
 
 def demanded_axis(node: Node) -> tuple[int | None, int | None]:
@@ -62,7 +62,8 @@ def settled(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:
-    """The channel axis of every value; the last axis where nothing says otherwise."""
+    """The channel axis of every value; where nothing says otherwise the last axis, or the first behind the
+    batch whose size is known."""
     axes: dict[str, int] = {}
     for node in graph.nodes:
         _, written = demanded_axis(node)
@@ -85,4 +86,9 @@ def channel_axes(graph: Graph) -> dict[str, int]:
             known = [axes[name] for name in node.inputs if name in axes]
             if known:
                 axes[node.output] = known[0]
-    return {name: axes.get(name, len(value.shape) - 1) for name, value in graph.values.items()}
+    return {name: axes.get(name, _usual(value.shape)) for name, value in graph.values.items()}
+
+
+def _usual(shape: Shape) -> int:
+    last = len(shape) - 1
+    return next((axis for axis in (last, *range(1, last)) if last > 0 and shape[axis] is not None), last)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -51,6 +52,24 @@ class Session:
     constants: dict[int, AnyArray] = field(default_factory=dict)
     runtimes: dict[bool, Any] = field(default_factory=dict)  # by whether it may optimize the graph
 
+    @cached_property
+    def reads(self) -> dict[int, tuple[ir.Value, ...]]:
+        """What every node reads that is no constant, its subgraphs included, by identity."""
+        of = self.record.survey.of
+        return {
+            id(node): tuple(
+                value
+                for value in (*node.inputs, *captured_values(node))
+                if value is not None and not of(value).is_constant
+            )
+            for node in self.record.model.graph
+        }
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The place of every node in the order of the model, by identity."""
+        return {id(node): place for place, node in enumerate(self.record.model.graph)}
+
 
 # ---- float64 -------------------------------------------------------------------------------------
 
@@ -59,7 +78,7 @@ def evaluate(session: Session, feeds: Mapping[str, AnyArray], wanted: Sequence[s
     """The values ``wanted`` in float64 from ``feeds``."""
     record = session.record
     arrays = {name: to_double(np.asarray(array)) for name, array in feeds.items()}
-    steps = _needed(record, frozenset(arrays), wanted)
+    steps = _needed(session, frozenset(arrays), wanted)
     batch = _fixed_batch(record)
     rows = {array.shape[0] for array in arrays.values() if array.ndim}
     everywhere = all(step.op_type in _BY_EXAMPLE and not step.domain for step in steps)
@@ -94,12 +113,13 @@ def _fixed_batch(record: Record) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _needed(record: Record, known: frozenset[str], wanted: Sequence[str]) -> list[ir.Node]:
+def _needed(session: Session, known: frozenset[str], wanted: Sequence[str]) -> list[ir.Node]:
     """The nodes between what is known and what is wanted, in order."""
+    record = session.record
     waiting = [record.values[name] for name in wanted]
     inputs = {id(value) for value in record.inputs}
-    reached = _reached(record, known)
-    needed: set[int] = set()
+    reached: set[int] | None = None
+    needed: dict[int, ir.Node] = {}
     while waiting:
         value = waiting.pop()
         if value.name in known or record.survey.of(value).is_constant:
@@ -108,19 +128,20 @@ def _needed(record: Record, known: frozenset[str], wanted: Sequence[str]) -> lis
         if node is None or id(value) in inputs:
             raise InputError(f"the value '{value.name}' is needed and was not given")
         if id(node) not in needed:
-            needed.add(id(node))
-            if _is_told(record, node, reached):
-                continue
-            waiting += [read for read in (*node.inputs, *captured_values(node)) if read is not None]
-    return [node for node in record.model.graph if id(node) in needed]
+            needed[id(node)] = node
+            if node.op_type == "Shape":
+                reached = _reached(session, known) if reached is None else reached
+                if _is_told(record, node, reached):
+                    continue
+            waiting += session.reads[id(node)]
+    return sorted(needed.values(), key=lambda node: session.places[id(node)])
 
 
-def _reached(record: Record, known: frozenset[str]) -> set[int]:
+def _reached(session: Session, known: frozenset[str]) -> set[int]:
     """The values (by identity) that can be computed from what is known."""
-    reached = {id(value) for name, value in record.values.items() if name in known}
-    for node in record.model.graph:
-        reads = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
-        if all(id(value) in reached or record.survey.of(value).is_constant for value in reads):
+    reached = {id(value) for name, value in session.record.values.items() if name in known}
+    for node in session.record.model.graph:
+        if all(id(value) in reached for value in session.reads[id(node)]):
             reached.update(id(value) for value in node.outputs)
     return reached
 

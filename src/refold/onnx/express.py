@@ -87,9 +87,9 @@ class Writer:
         axis_in, axis_out = axes
         if conv.is_scale:
             x = self.turned(x, axis_in, axis_out, rank, name)
-            shape = [-1 if axis == axis_out else 1 for axis in range(axis_out, rank)]
             if not conv.is_identity:
-                x = self.node("Mul", [x, self.constant(f"{name}_scale", conv.scale.reshape(shape))], name)
+                scale = _along(conv.scale, axis_out, rank)
+                x = self.node("Mul", [x, self.constant(f"{name}_scale", scale)], name)
             return self.shifted(x, bias, axis_out, rank, name)
         if not conv.windows:
             return self._dense(x, conv, bias, name)
@@ -110,8 +110,7 @@ class Writer:
         """``x + bias`` along an axis."""
         if bias is None or not np.any(bias):
             return x
-        shape = [-1 if place == axis else 1 for place in range(axis, rank)]
-        return self.node("Add", [x, self.constant(f"{name}_bias", bias.reshape(shape))], f"{name}_shift")
+        return self.node("Add", [x, self.constant(f"{name}_bias", _along(bias, axis, rank))], f"{name}_shift")
 
     def turned(self, x: ir.Value, axis_in: int, axis_out: int, rank: int, name: str) -> ir.Value:
         """``x`` with one axis moved, all else in order."""
@@ -147,6 +146,13 @@ class Writer:
         lists = {"starts": starts, "ends": ends, "axes": axes}
         given = [self.integers(f"{name}_{word}", numbers) for word, numbers in lists.items()]
         return self.node("Slice", [x, *given], f"{name}_crop")
+
+
+def _along(numbers: Array, axis: int, rank: int) -> Array:
+    """Numbers along an axis of a tensor, as they broadcast; one number if they are all the same."""
+    if np.all(numbers == numbers[0]):
+        return numbers[:1].reshape(())
+    return numbers.reshape([-1 if place == axis else 1 for place in range(axis, rank)])
 
 
 def _settings(conv: AffineConv) -> dict[str, Any]:

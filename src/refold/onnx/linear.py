@@ -315,7 +315,7 @@ def _with_constant(scale: Callable[[Array], Array], shift: Callable[[Array], Arr
         return Opaque()
     constant = np.asarray(others[0].array(), dtype=np.float64)
     constant = constant.reshape((1,) * (len(shape) - constant.ndim) + constant.shape)
-    axis = varying_axis(constant)
+    axis = _channel_axis(constant)
     if axis is None or axis == 0 or (axis > 0 and shape[axis] is None):
         return Opaque(NOT_PER_CHANNEL)
     if axis < 0:
@@ -331,6 +331,13 @@ def _with_constant(scale: Callable[[Array], Array], shift: Callable[[Array], Arr
     if not conv.is_finite:
         return Opaque("a constant is not finite")
     return Affine(conv, axis, biased=bool(np.any(conv.bias)))
+
+
+def _channel_axis(constant: AnyArray) -> int | None:
+    """The axis along which a constant has one number per channel, as :func:`varying_axis` says it; but one that
+    is stored per channel is that, although all its numbers may be the same."""
+    wide = [axis for axis, size in enumerate(constant.shape) if size > 1]
+    return wide[0] if wide in ([1], [constant.ndim - 1]) else varying_axis(constant)
 
 
 def varying_axis(constant: AnyArray) -> int | None:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from refold.errors import InputError
-from refold.onnx import pooling, transposed
+from refold.onnx import convolution, pooling, transposed
 
 AnyArray = npt.NDArray[Any]
 
@@ -35,6 +35,7 @@ Definition = Callable[[ir.Node, Sequence[AnyArray | None]], AnyArray | None]
 
 _BY_DEFINITION: dict[str, Definition] = {
     "AveragePool": pooling.average,
+    "Conv": convolution.convolution,
     "MaxPool": pooling.largest,
     "ConvTranspose": transposed.convolution,
 }

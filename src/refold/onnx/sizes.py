@@ -31,6 +31,7 @@ Sizes = tuple[int, ...]
 _FREE = ((64, 96, 128, 160, 192), (96, 160, 64, 192, 128))
 _FREE_VOLUME = ((16, 24, 32), (24, 32, 16))  # of tensors with three axes or more
 _FREE_ALIKE = ((64,) * 5, (96,) * 5)
+_FREE_LINES = ((48, 96, 128, 160, 192), (40, 160, 64, 192, 128))  # models of text read lines of one low height
 _BATCH = (2, 3)
 
 # The most numbers of a constant that is computed, and of a value that depends on sizes.
@@ -155,7 +156,7 @@ def survey(model: ir.Model, inputs: Sequence[ir.Value], operators: Operators) ->
     batch = {name for value in inputs for name in list(_symbols([value]))[:1] if _first_is_free(value)}
     attempts = []
     volumes = any(len(list(_symbols([value]))) > 3 for value in inputs)
-    for free in (_FREE_VOLUME if volumes else _FREE, _FREE_ALIKE):
+    for free in (_FREE_VOLUME if volumes else _FREE, _FREE_ALIKE, _FREE_LINES):
         sets = []
         for place, sizes in enumerate(free):
             others = [name for name in symbols if name not in batch]
@@ -172,17 +173,23 @@ def _symbols(values: Sequence[ir.Value]) -> Iterator[str]:
     """The names of the sizes that are not known, made up where the file has none."""
     for value in values:
         for axis, size in enumerate(value.shape or ()):
-            if not isinstance(size, int):
+            if not _is_size_known(size):
                 yield _symbol(value, axis, size)
 
 
+def _is_size_known(size: Any) -> bool:
+    """Whether a declared size is a number; some exporters write -1 for one that is not."""
+    return isinstance(size, int) and size >= 0
+
+
 def _symbol(value: ir.Value, axis: int, size: Any) -> str:
-    return str(size.value) if size.value else f"{value.name}[{axis}]"
+    named = not isinstance(size, int) and size.value
+    return str(size.value) if named else f"{value.name}[{axis}]"
 
 
 def _first_is_free(value: ir.Value) -> bool:
     shape = value.shape
-    return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
+    return shape is not None and len(shape) > 0 and not _is_size_known(shape[0])
 
 
 @final
@@ -222,10 +229,10 @@ class _Walk:
         shapes: list[Sizes | None] = []
         for sizes in self.sets:
             shape = [
-                size if isinstance(size, int) else sizes.get(_symbol(value, axis, size))
+                size if isinstance(size, int) and size >= 0 else sizes.get(_symbol(value, axis, size))
                 for axis, size in enumerate(value.shape)
             ]
-            shapes.append(None if None in shape else tuple(int(size or 0) for size in shape))
+            shapes.append(None if None in shape else tuple(size or 0 for size in shape))
         return Facts(dtype, tuple(shapes))
 
     def _stored(self, value: ir.Value) -> Facts:
