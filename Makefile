@@ -24,6 +24,7 @@ help:
 	$(PYTHON) -m venv .venv
 	$(TEST) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(TEST) -m pip install --quiet --disable-pip-version-check --group test --group lint --group docs --editable '.[keras]'
+	$(TEST) -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --group test-files
 	touch $@
 
 .venv-paddle/ready: pyproject.toml

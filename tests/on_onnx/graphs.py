@@ -153,7 +153,7 @@ def feeds_of(model: onnx.ModelProto, size: int = 9, batch: int = 2, seed: int = 
             continue
         tensor = value.type.tensor_type
         shape = [
-            dim.dim_value if dim.HasField("dim_value") else (batch if place == 0 else size)
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (batch if place == 0 else size)
             for place, dim in enumerate(tensor.shape.dim)
         ]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)

@@ -536,3 +536,26 @@ def an_initializer_that_callers_may_replace() -> onnx.ModelProto:
     w = b.random(4, 3, 3, 3, name="w")
     b.input(4, 3, 3, 3, name="w")
     return b.model(b.bn(b.op("Conv", x, w, pads=[1] * 4), 4))
+
+
+@entry({"Mul": 1, "Add": 1, "HardSwish": 1, "Relu": 1})
+def factors_where_nothing_says_which_axis_is_the_channels() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("Mul", b.op("HardSwish", x), b.constant(np.full((1,), 0.5)))
+    return b.model(
+        b.op("Relu", b.op("Mul", b.op("Add", y, b.constant(np.full((), 2.0))), b.constant(np.ones(1) * 3)))
+    )
+
+
+@entry({"Conv": 1, "Relu": 1})
+def factors_per_channel_that_are_all_the_same() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Mul", b.conv(x, 3, 4), b.constant(np.ones((4, 1, 1))))
+    return b.model(b.op("Relu", b.op("Add", y, b.constant(np.full((1, 4, 1, 1), 0.5)))))
+
+
+@entry({"Conv": 1, "Relu": 1})
+def sizes_of_minus_one_are_not_known() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input(-1, 3, -1, -1)
+    return b.model(b.op("Relu", b.bn(b.conv(x, 3, 4), 4)))

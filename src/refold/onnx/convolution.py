@@ -12,6 +12,9 @@ import onnx_ir as ir
 
 AnyArray = npt.NDArray[Any]
 
+# Numbers that stay in a processor's cache.
+_AT_ONCE = 2**16
+
 
 def convolution(node: ir.Node, arrays: Sequence[AnyArray | None]) -> AnyArray | None:
     """https://onnx.ai/onnx/operators/onnx__Conv.html; None for the settings that are left to the reference
@@ -39,21 +42,22 @@ def convolution(node: ir.Node, arrays: Sequence[AnyArray | None]) -> AnyArray | 
     sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[2:], reach, strides, strict=True)]
     if min(sizes) < 1:
         return None
-    batch, per_group = len(x), kernel.shape[0] // groups
-    weights = kernel.reshape(groups, per_group, kernel.shape[1], *taps)
+    batch, per_channel, per_group = len(x), kernel.shape[1], kernel.shape[0] // groups
+    weights = kernel.reshape(groups, per_group, per_channel, *taps)
     total = np.zeros((batch, groups, per_group, int(np.prod(sizes))), dtype=np.result_type(x, kernel))
-    for tap in np.ndindex(*taps):
-        starts = [dilation * place for dilation, place in zip(dilations, tap, strict=True)]
-        cut = tuple(
-            slice(start, start + stride * (size - 1) + 1, stride)
-            for start, stride, size in zip(starts, strides, sizes, strict=True)
-        )
-        read = x[(slice(None), slice(None), *cut)].reshape(batch, groups, kernel.shape[1], -1)
-        seen = weights[(slice(None), slice(None), slice(None), *tap)]
-        if kernel.shape[1] == 1:  # products and no sums: faster than as matrices
-            total += seen * read
-        else:
-            total += seen @ read
+    # Without sums over channels, products are faster than matrices, if what they work on is small.
+    rows = max(_AT_ONCE // (total[:1].size + 1), 1) if per_channel == 1 else batch
+    for start in range(0, batch, rows):
+        part, some = total[start : start + rows], x[start : start + rows]
+        for tap in np.ndindex(*taps):
+            starts = [dilation * place for dilation, place in zip(dilations, tap, strict=True)]
+            cut = tuple(
+                slice(first, first + stride * (size - 1) + 1, stride)
+                for first, stride, size in zip(starts, strides, sizes, strict=True)
+            )
+            read = some[(slice(None), slice(None), *cut)].reshape(len(part), groups, per_channel, -1)
+            seen = weights[(slice(None), slice(None), slice(None), *tap)]
+            part += seen * read if per_channel == 1 else seen @ read
     if bias is not None:
         total += bias.reshape(groups, per_group, 1)
     return total.reshape(batch, kernel.shape[0], *sizes)
