@@ -88,6 +88,67 @@ PROGRAMS: dict[str, tuple[Callable[[], Any], tuple[int | None, ...], int]] = {
         (None, 2, 5, 5, 5),
         2,
     ),
+    "one_axis": (
+        lambda: nn.Sequential(nn.Conv1D(4, 6, 3, padding=1), nn.BatchNorm1D(6), nn.AvgPool1D(2), nn.ReLU()),
+        (None, 4, 9),
+        2,
+    ),
+    "one_axis_channels_last": (
+        lambda: nn.Sequential(
+            nn.Conv1D(4, 6, 3, stride=2, padding="SAME", dilation=1, data_format="NLC"),
+            nn.BatchNorm1D(6, data_format="NLC"),
+            nn.ReLU(),
+        ),
+        (None, 9, 4),
+        2,
+    ),
+    "one_axis_transposed": (
+        lambda: nn.Sequential(
+            nn.Conv1DTranspose(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.BatchNorm1D(6),
+            nn.ReLU(),
+        ),
+        (None, 4, 9),
+        2,
+    ),
+    "one_axis_unbiased": (
+        lambda: nn.Sequential(nn.Conv1D(4, 6, 3, padding=[2, 1], dilation=2, bias_attr=False), nn.ReLU()),
+        (None, 4, 9),
+        2,
+    ),
+    "pools_of_one_axis": (
+        lambda: Body(
+            lambda m, x: F.relu(
+                m.a(F.avg_pool1d(x, 4, 2, padding=1, exclusive=False)) + m.b(F.adaptive_avg_pool1d(x, 6))
+            ),
+            a=nn.Conv1D(4, 1, 1),
+            b=nn.Conv1D(4, 1, 1),
+        ),
+        (None, 4, 12),
+        2,
+    ),
+    "padded_on_one_axis": (
+        lambda: nn.Sequential(nn.Pad1D([2, 1]), nn.Conv1D(4, 6, 3), nn.BatchNorm1D(6), nn.ReLU()),
+        (None, 4, 9),
+        2,
+    ),
+    "padded": (
+        lambda: nn.Sequential(
+            nn.ZeroPad2D([1, 0, 2, 1]), nn.Conv2D(4, 6, 3, stride=2), nn.BatchNorm2D(6), nn.ReLU()
+        ),
+        (None, 4, 9, 8),
+        2,
+    ),
+    "padded_channels_last": (
+        lambda: nn.Sequential(nn.Pad2D([1, 0, 2, 1], data_format="NHWC"), nn.Conv2D(4, 6, 3, data_format="NHWC")),
+        (None, 9, 8, 4),
+        1,
+    ),
+    "padded_on_three_axes": (
+        lambda: nn.Sequential(nn.Pad3D([1, 0, 2, 1, 0, 1]), nn.Conv3D(2, 3, 3)),
+        (None, 2, 5, 5, 5),
+        1,
+    ),
     "shuffle": (lambda: nn.Sequential(conv(4, 4, 1), nn.ChannelShuffle(2), conv(4, 4, 1)), (None, 4, 8, 8), 1),
 }
 

@@ -25,7 +25,8 @@ from refold.files import open_regular, size_in_words, write_atomically
 from refold.frontend import AnyArray
 from refold.paddle.examples import specs_of
 from refold.paddle.perform import rounded
-from refold.paddle.program import Stored, layer_of, operations, stored_in
+from refold.paddle.pir import Stored, operations, stored_in
+from refold.paddle.program import layer_of
 from refold.paddle.trace import dtype_name, first_line
 from refold.recording.symbols import leaves
 from refold.shown import printable

@@ -8,7 +8,6 @@ that are not in :data:`ARGUMENTS` are refused. The Layer that comes out calls th
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -19,8 +18,10 @@ import paddle
 from refold.errors import InputError
 from refold.frontend import AnyArray
 from refold.paddle import source
+from refold.paddle.compounds import Compound, compounds
 from refold.paddle.examples import Spec
 from refold.paddle.perform import parameter, rounded
+from refold.paddle.pir import Stored, attributes_of, stored_in, type_of
 from refold.paddle.source import Code
 from refold.shown import printable
 
@@ -105,42 +106,11 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*_BINARY, *_COMPARISONS), (TENSOR, TENSOR)),
 }
 
-_CONVOLUTIONS = ("1.conv2d", "1.depthwise_conv2d", "1.conv3d")
-_TRANSPOSED_CONVOLUTIONS = ("1.conv2d_transpose", "1.depthwise_conv2d_transpose", "1.conv3d_transpose")
-
-# Attributes that Paddle's kernels divide by.
-_POSITIVE = ("strides", "dilations", "groups", "num", "upscale_factor", "downscale_factor")
-
 # Constants larger than this are not made: a line of a program can ask for any amount of memory.
 MOST_NUMBERS = 2**24
 
 # Arithmetic of sizes, which is done in Python; by the operator's name, its sign.
 _ARITHMETIC = {"add": "+", "subtract": "-", "multiply": "*", "floor_divide": "//"}
-
-# A program's words for types.
-_TYPES = {
-    "t_bool": "bool",
-    "t_ui8": "uint8",
-    "t_i8": "int8",
-    "t_i16": "int16",
-    "t_i32": "int32",
-    "t_i64": "int64",
-    "t_f16": "float16",
-    "t_bf16": "bfloat16",
-    "t_f32": "float32",
-    "t_f64": "float64",
-}
-
-
-@final
-@dataclass(frozen=True)
-class Stored:
-    """A parameter or buffer that a program names."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    trainable: bool
 
 
 @final
@@ -160,101 +130,24 @@ class _Numbers:
         return list(self.entries) if self.shape else self.entries[0]
 
 
-def operations(program: Any) -> list[dict[str, Any]]:
-    """The operators of a decoded program, in order. Raises InputError if it is none of Paddle 3."""
-    match program:
-        case {"base_code": {"magic": "pir"}, "program": {"regions": [{"blocks": [{"ops": list(ops)}]}]}} if all(
-            isinstance(op, dict) for op in ops
-        ):
-            return ops
-    raise InputError("this is no inference program of Paddle 3 (what paddle.jit.save writes)")
-
-
-def stored_in(ops: Sequence[Mapping[str, Any]]) -> list[Stored]:
-    """The parameters and buffers of a program, in its order. Raises InputError."""
-    found = []
-    for op in ops:
-        if op.get("#") != "p":
-            continue
-        try:
-            shape, dtype = _type_of(op["O"])
-            found.append(Stored(str(op["A"][3]), shape, dtype, bool(op["OA"][2])))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise InputError("a parameter of the program is not described as Paddle does it") from error
-    if len({entry.name for entry in found}) < len(found):
-        raise InputError("two parameters of the program have one name")
-    return found
-
-
 def layer_of(ops: Sequence[Mapping[str, Any]], arrays: Mapping[str, AnyArray]) -> Any:
     """The Layer, in eval mode, that computes a program with the parameters in ``arrays``. Raises InputError."""
     reading = _Reading(arrays)
     op: Mapping[str, Any] = {}
     try:
-        pairs = biased(ops)
-        inside = {place for bias in pairs.values() for place in bias.inside}
+        found = compounds(ops)
+        inside = {place for compound in found.values() for place in compound.inside}
         for place, op in enumerate(ops):
-            if place in pairs:
-                reading.add_biased(op, pairs[place])
+            if place in found:
+                reading.add_compound(op, found[place])
             elif place not in inside:
                 reading.add(op)
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         kind = printable(op.get("#"))
         raise InputError(f"the operator '{kind}' of the program is not written as Paddle does it") from error
     return reading.finished()
-
-
-@final
-@dataclass(frozen=True)
-class Biased:
-    """A convolution or matrix product whose result is only read by the sum with a parameter per channel: the
-    operator, the value that the parameter is, and the places of the operators that the sum stands for."""
-
-    kernel: Mapping[str, Any]
-    bias: int
-    inside: tuple[int, ...]
-
-
-def biased(ops: Sequence[Mapping[str, Any]]) -> dict[int, Biased]:
-    """The sums, by their places in a program, that are the biases of layers."""
-    makers: dict[int, int] = {}
-    uses: Counter[int] = Counter()
-    for place, op in enumerate(ops):
-        results = op["O"] if isinstance(op["O"], list) else [op["O"]]
-        makers.update({int(result["%"]): place for result in results})
-        uses.update(int(entry["%"]) for entry in op.get("I", ()))
-    found = {}
-    for place, op in enumerate(ops):
-        if op["#"] != "1.add":
-            continue
-        first, second = (int(entry["%"]) for entry in op["I"])
-        if first not in makers or second not in makers or uses[first] != 1:
-            continue
-        kernel, added = ops[makers[first]], ops[makers[second]]
-        if (
-            kernel["#"] in (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
-            and added["#"] == "1.reshape"
-            and uses[second] == 1
-        ):
-            bias = int(added["I"][0]["%"])
-            shape = _type_of(kernel["O"][0])[0]
-            axis = 1 if _attributes(kernel)["data_format"].startswith("NC") else len(shape) - 1
-            wanted = tuple(shape[axis] if number == axis else 1 for number in range(len(shape)))
-            if _is_parameter(ops, makers, bias, 1) and _type_of(added["O"][0])[0] == wanted:
-                found[place] = Biased(kernel, bias, (makers[first], makers[second]))
-        elif kernel["#"] == "1.matmul" and _is_parameter(ops, makers, second, 1):
-            settings = _attributes(kernel)
-            turned = settings["transpose_x"] or settings["transpose_y"]
-            if not turned and _is_parameter(ops, makers, int(kernel["I"][1]["%"]), 2):
-                found[place] = Biased(kernel, second, (makers[first],))
-    return found
-
-
-def _is_parameter(ops: Sequence[Mapping[str, Any]], makers: Mapping[int, int], value: int, rank: int) -> bool:
-    op = ops[makers[value]] if value in makers else {}
-    return op.get("#") == "p" and len(_type_of(op["O"])[0]) == rank
 
 
 @final
@@ -279,7 +172,7 @@ class _Reading:
         if kind == "p":
             self.values[ids[0]] = self.stored(stored_in([op])[0])
             return
-        attributes = _attributes(op)
+        attributes = attributes_of(op)
         operands = [self.operand(entry) for entry in op["I"]]
         dialect, _, name = kind.partition(".")
         match dialect, name:
@@ -308,7 +201,7 @@ class _Reading:
                 whole = tuple(int(entry) for entry in attributes["value"])
                 self.values[ids[0]] = _Numbers(whole, (len(whole),), attributes["dtype"])
             case "1", "shape64" | "shape":
-                ((rank,), _) = _type_of(results[0])
+                ((rank,), _) = type_of(results[0])
                 text = self.tensor(operands[0]).text
                 sizes = tuple(Code(f"{text}.shape[{axis}]") for axis in range(rank))
                 self.values[ids[0]] = _Numbers(sizes, (rank,), "int64")
@@ -328,39 +221,11 @@ class _Reading:
             case _:
                 raise InputError(_unread(kind))
 
-    def add_biased(self, op: Mapping[str, Any], pair: Biased) -> None:
-        """A layer with a bias, of which Paddle has made two or three operators: one call of its function again."""
-        tensor, weight = (self.tensor(self.operand(entry)) for entry in pair.kernel["I"][:2])
-        bias = self.values[pair.bias]
-        found = _attributes(pair.kernel)
-        name = pair.kernel["#"].partition(".")[2].removeprefix("depthwise_")
-        if name == "matmul":
-            text = self.writer.call("paddle.nn.functional.linear", (tensor, weight, bias), {})
-        else:
-            padding = found["paddings"] if found["padding_algorithm"] == "EXPLICIT" else found["padding_algorithm"]
-            settings = {
-                "stride": found["strides"],
-                "padding": padding,
-                "dilation": found["dilations"],
-                "groups": found["groups"],
-                "data_format": _layout(found["data_format"], name),
-            }
-            if pair.kernel["#"] in _TRANSPOSED_CONVOLUTIONS:
-                settings |= self.sizes_behind(pair.kernel, found)
-            text = self.writer.call(f"paddle.nn.functional.{name}", (tensor, weight, bias), settings)
+    def add_compound(self, op: Mapping[str, Any], compound: Compound) -> None:
+        """One call of the function of which Paddle has made several operators."""
+        tensors = [self.tensor(self.operand({"%": value})) for value in compound.operands]
+        text = self.writer.call(f"paddle.nn.functional.{compound.function}", tuple(tensors), compound.settings)
         self.call(text, [int(op["O"][0]["%"])])
-
-    def sizes_behind(self, kernel: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """What a transposed convolution adds behind, or what size it gives: Paddle takes one of the two."""
-        size = attributes.get("output_size")
-        if size is None:
-            given = self.operand(kernel["I"][2])
-            size = (
-                [_numbers(entry).entries[0] for entry in given]
-                if isinstance(given, list)
-                else _numbers(given).value
-            )
-        return {"output_size": size} if size else {"output_padding": attributes["output_padding"] or 0}
 
     def operand(self, entry: Mapping[str, Any]) -> Any:
         place = int(entry["%"])
@@ -488,41 +353,10 @@ def _numbers(value: Any) -> _Numbers:
     return value
 
 
-def _attributes(op: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an operator, by name. Raises InputError where Paddle's kernels would divide by 0."""
-    found = {entry["N"]: _attribute(entry["AT"]) for entry in op["A"]}
-    for name in _POSITIVE:
-        value = found.get(name, 1)
-        if min(value, default=1) < 1 if isinstance(value, list) else value < 1:
-            raise InputError(f"the '{name}' of the program's operator '{printable(op['#'])}' are 0 or less")
-    return found
-
-
-def _layout(data_format: str, name: str) -> str:
-    """The layout as Paddle's functions call it: the operators over three axes may say it as over two."""
-    return (
-        {"NCHW": "NCDHW", "NHWC": "NDHWC"}.get(data_format, data_format)
-        if name.startswith("conv3d")
-        else data_format
-    )
-
-
 def _number(value: float, dtype: str) -> int | float | bool:
     if dtype == "bool":
         return bool(value)
     return int(value) if "int" in dtype else float(value)
-
-
-def _attribute(entry: Mapping[str, Any]) -> Any:
-    """An attribute's value."""
-    value = entry["D"]
-    return [_attribute(part) for part in value] if entry["#"] == "0.a_array" else value
-
-
-def _type_of(result: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-    """The shape and type of a tensor."""
-    element, shape = result["TT"]["D"][:2]
-    return tuple(int(size) for size in shape), _TYPES[element["#"].partition(".")[2]]
 
 
 def _unread(kind: str) -> str:
