@@ -44,10 +44,12 @@ class Lifted:
 @dataclass(frozen=True, eq=False)
 class Identity:
     """What makes an opaque node the one it is, apart from its inputs: the kind of operator with all its
-    settings, and its parameters. Two nodes with equal identities compute the same function."""
+    settings, and its parameters. Two nodes with equal identities compute the same function; ``unseen`` says
+    why that is not proved, where other things than the node's inputs and parameters are in it."""
 
     kind: str
     parameters: tuple[AnyArray, ...] = ()
+    unseen: str = ""
 
 
 class Frontend(Protocol):

@@ -25,14 +25,14 @@ def with_bad_statistics(value: float) -> Any:
 
 
 def writes_into_a_piece(s: Any, x: Any) -> Any:
-    y = s.conv(x)
+    y = x * 2
     first, _ = y.chunk(2, 1)
     first.add_(1)
     return y
 
 
 def looks(s: Any, x: Any) -> Any:
-    return s.conv(x) if x.sum() > 0 else x
+    return x * 2 if x.sum() > 0 else x
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,11 @@ def looks(s: Any, x: Any) -> Any:
         (plain_model, IMAGE.to(torch.complex64), "holds complex numbers"),
         (lambda: nn.Linear(3, 3).to(torch.complex64).eval(), torch.zeros(2, 3), "holds complex numbers"),
         (lambda: plain_model().to("meta"), IMAGE, "has no numbers .* load its weights first"),
-        (
-            lambda: made(looks, conv=nn.Conv2d(4, 4, 1)),
-            IMAGE,
-            r"values of a tensor; its parts .* \(conv\)",
-        ),
+        (lambda: made(looks), IMAGE, "cannot be followed: its forward looks at the values of a tensor"),
         (lambda: made(lambda s, x: x.shape[0]), IMAGE, "it returns no tensor"),
         (lambda: made(lambda s, x: s.w, w=nn.Parameter(torch.ones(1))), IMAGE, "does not depend on its inputs"),
         (lambda: made(lambda s, x: x.relu_()), IMAGE, "writes into its input"),
-        (
-            lambda: made(writes_into_a_piece, conv=nn.Conv2d(4, 4, 1)),
-            IMAGE,
-            "reads a view of a tensor after that was",
-        ),
+        (lambda: made(writes_into_a_piece), IMAGE, "reads a view of a tensor after that was"),
         (lambda: torch.jit.script(plain_model()), IMAGE, "is scripted, which hides what it computes"),
         (lambda: made(lambda s, x: x + torch.rand_like(x)), IMAGE, "chance"),
     ],

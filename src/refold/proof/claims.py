@@ -183,7 +183,9 @@ class Claims:
 
     def _settle(self, claim: Claim) -> None:
         if self._is_input_pair(claim) or self._is_same_operator(claim):
-            self.findings[claim] = Finding(claim, Verdict.PROVED)
+            node = self.before.producer.get(claim[1])
+            unseen = "" if node is None else self.keys[0].of(node.name).unseen
+            self.findings[claim] = Finding(claim, Verdict.MEASURED if unseen else Verdict.PROVED, unseen)
             return
         link = self._link(claim, self.doubtful)
         finding = self._measured(claim) if link is None else self._examined(claim, link)

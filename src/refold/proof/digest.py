@@ -18,10 +18,11 @@ from refold.proof.certificate import Digests
 @dataclass(frozen=True, slots=True)
 class Key:
     """What an operator is: its kind with all settings, and for each parameter its type, shape and
-    digest."""
+    digest. ``unseen`` says why two that are equal are not proved to be the same function."""
 
     kind: str
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+    unseen: str = ""
 
     def is_edit_of(self, other: Key) -> bool:
         """The same operator with parameters of the same shapes, but other numbers in them."""
@@ -42,7 +43,7 @@ class Keys:
         """The key of a node."""
         if node not in self.known:
             found = self.frontend.identity(self.lifted, node)
-            self.known[node] = Key(found.kind, tuple(_parameter(array) for array in found.parameters))
+            self.known[node] = Key(found.kind, tuple(map(_parameter, found.parameters)), found.unseen)
         return self.known[node]
 
 

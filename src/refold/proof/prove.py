@@ -46,7 +46,7 @@ def prove(
     regions: list[RegionResult] = []
     local: list[LocalResult] = []
     ends: list[EndToEndResult] = []
-    notes = [*before.notes, *after.notes]
+    notes = list(dict.fromkeys((*before.notes, *after.notes)))
     if not structure:
         graph = before.graph
         sets = endtoend.input_sets(graph, inputs, rng)

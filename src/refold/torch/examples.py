@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -51,8 +51,17 @@ def specs_of(model: Any, example: Any) -> tuple[Any, ...]:
     device = torch.device("cpu") if tensor is None else tensor.device
     name = str(dtype).removeprefix("torch.")
     if isinstance(example, tuple) and not is_shape(example):
-        return tuple(_spec(entry, name, device) for entry in example)
-    return (_spec(example, name, device),)
+        specs = tuple(_spec(entry, name, device) for entry in example)
+    else:
+        specs = (_spec(example, name, device),)
+    if not tensor_specs(specs):
+        raise InputError(f"an example input of type {type(example).__name__} is neither a tensor nor a shape")
+    return specs
+
+
+def tensor_specs(specs: Any) -> list[Spec]:
+    """The specs in a nest of arguments, in order, without the numbers, texts and Nones between them."""
+    return [leaf for leaf in leaves(specs) if isinstance(leaf, Spec)]
 
 
 def _spec(example: Any, dtype: str, device: Any) -> Any:
@@ -62,33 +71,41 @@ def _spec(example: Any, dtype: str, device: Any) -> Any:
         return {key: _spec(value, dtype, device) for key, value in example.items()}
     if isinstance(example, tuple | list):
         return type(example)(_spec(entry, dtype, device) for entry in example)
+    if example is None or isinstance(example, bool | int | float | str):
+        return example  # as it is: what the model does may depend on it
     if not isinstance(example, torch.Tensor | np.ndarray):
         raise InputError(f"an example input of type {type(example).__name__} is neither a tensor nor a shape")
     tensor = torch.as_tensor(example)
+    spec = spec_of(tensor)
+    if isinstance(example, np.ndarray) and spec.dtype == "float64":
+        spec = replace(spec, dtype=dtype)  # numpy's default says nothing about the model
+    return replace(spec, device=device)
+
+
+def spec_of(tensor: Any) -> Spec:
+    """What an example tensor says. Raises InputError."""
     if tensor.ndim < 1 or tensor.shape[0] < 1:
         raise InputError(
             f"an example input of shape {tuple(tensor.shape)} holds no example: its first axis is the batch"
         )
     if tensor.is_complex():
         raise InputError("an example input holds complex numbers, which refold does not fold")
-    kind = dtype_name(tensor)
-    if isinstance(example, np.ndarray) and kind == "float64":
-        kind = dtype  # numpy's default says nothing about the model
-    return Spec((None, *tensor.shape[1:]), kind, device, tensor.detach())
+    return Spec((None, *tensor.shape[1:]), dtype_name(tensor), tensor.device, tensor.detach())
 
 
 def attempts(specs: Sequence[Any]) -> list[Attempt]:
     """The ways to choose sizes, most general first: by how much the later axes of images and sequences change
     although the example says them (less than 0: smaller, where they are large enough; None: nothing changes, not
     even the batch), and two sizes for axes of which nothing is known."""
-    known = [spec for spec in leaves(specs) if None not in spec.shape[1:]]
+    given = tensor_specs(specs)
+    known = [spec for spec in given if None not in spec.shape[1:]]
     changes: list[int] = []
     if any(_can_open(spec) for spec in known):
-        large = all(size >= 192 for spec in known if _can_open(spec) for size in spec.shape[2:])
+        large = all((size or 0) >= 192 for spec in known if _can_open(spec) for size in spec.shape[2:])
         changes = [-128, 128] if large else [64]
-    pairs = OPEN_SIZES if len(known) < len(list(leaves(specs))) else OPEN_SIZES[:1]
+    pairs = OPEN_SIZES if len(known) < len(given) else OPEN_SIZES[:1]
     found: list[Attempt] = [(change, pair) for change in (*changes, 0) for pair in pairs]
-    if known and all(spec.sample is not None for spec in leaves(specs)):
+    if known and all(spec.sample is not None for spec in given):
         found.append((None, OPEN_SIZES[0]))
     return found
 
@@ -107,7 +124,9 @@ def feeds(specs: Sequence[Any], which: int, change: int | None, pair: tuple[int,
             return pair[which]
         return known + (change or 0) if which and axis > 1 and _can_open(spec) else known
 
-    def tensor(spec: Spec) -> Any:
+    def tensor(spec: Any) -> Any:
+        if not isinstance(spec, Spec):
+            return spec
         batch = len(spec.sample) if change is None else BATCHES[which]
         shape = (batch, *(size(spec, axis) for axis in range(1, len(spec.shape))))
         dtype = getattr(torch, spec.dtype)
@@ -124,7 +143,9 @@ def feeds(specs: Sequence[Any], which: int, change: int | None, pair: tuple[int,
 def plain_example(specs: Sequence[Any]) -> tuple[Any, ...]:
     """An example that says what ``specs`` say, of tensors with no numbers in them and nothing of ours."""
 
-    def tensor(spec: Spec) -> Any:
+    def tensor(spec: Any) -> Any:
+        if not isinstance(spec, Spec):
+            return spec
         if spec.sample is None and "float" in spec.dtype:
             return spec.shape
         shape = [size or OPEN_SIZES[0][0] for size in spec.shape[1:]]
@@ -135,11 +156,18 @@ def plain_example(specs: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def arrays_of(example: Any) -> list[AnyArray] | None:
-    """The arrays of an example, flat and in order; None if it is a shape (or nothing)."""
-    found = list(leaves(example))
-    if not found or not all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in found):
-        return None
-    return [to_numpy(leaf) for leaf in found]
+    """The arrays of an example, flat and in order; None if a shape is in it (or nothing)."""
+    found: list[AnyArray] = []
+    waiting = [example]
+    while waiting:
+        entry = waiting.pop()
+        if is_shape(entry):
+            return None
+        if isinstance(entry, dict | list | tuple):
+            waiting += reversed(list(entry.values() if isinstance(entry, dict) else entry))
+        elif isinstance(entry, torch.Tensor | np.ndarray):
+            found.append(to_numpy(entry))
+    return found or None
 
 
 def to_numpy(tensor: Any) -> AnyArray:

@@ -16,7 +16,7 @@ import torch
 from refold.errors import InputError
 from refold.frontend import AnyArray
 from refold.recording.sizes import Size, formula_of, value_of
-from refold.recording.symbols import Symbol, leaves, symbols
+from refold.recording.symbols import Symbol, leaves, mapped, symbols
 from refold.torch.examples import to_numpy
 from refold.torch.perform import in_double, perform
 from refold.torch.record import Record
@@ -26,7 +26,7 @@ from refold.torch.trace import Step, first_line
 def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
     """The values ``wanted`` in float64 from ``feeds``."""
     device = record.trace.tensors[0].device
-    known = {name: _tensor(array).to(device) for name, array in feeds.items()}
+    known = {name: tensor_of(array).to(device) for name, array in feeds.items()}
     batch = next((len(array) for array in feeds.values() if np.ndim(array)), 1)
 
     def size(entry: Size) -> int:
@@ -39,7 +39,7 @@ def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str
                 lambda symbol: known[symbol.name],
                 constant=lambda constant: in_double(constant, record.doubles),
                 size=size,
-                module=_in_double(record, step),
+                module=in_double_module(record, step),
                 double=True,
             )
         except InputError:
@@ -55,7 +55,8 @@ def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str
     return {name: to_numpy(known[name]) for name in wanted}
 
 
-def _tensor(array: AnyArray) -> Any:
+def tensor_of(array: AnyArray) -> Any:
+    """An array as a tensor, real numbers in float64."""
     data = np.asarray(array)
     return torch.from_numpy(np.ascontiguousarray(data.astype(np.float64) if data.dtype.kind == "f" else data))
 
@@ -88,7 +89,7 @@ def _needed(record: Record, known: Mapping[str, Any], wanted: Sequence[str]) -> 
     return [step for step in record.trace.steps if id(step) in needed]
 
 
-def _in_double(record: Record, step: Step) -> Any:
+def in_double_module(record: Record, step: Step) -> Any:
     """The module of a step that was taken whole, with 64-bit weights."""
     if step.module is None:
         return None
@@ -102,19 +103,11 @@ def _in_double(record: Record, step: Step) -> Any:
 
 def run(record: Record, model: Any, inputs: Sequence[AnyArray]) -> list[AnyArray]:
     """The outputs of ``model`` on arrays in the order of the recorded inputs, as it ships."""
-    flat = iter(inputs)
     by_name = {}
-    for symbol, tensor in zip(symbols(record.trace.inputs), record.trace.tensors, strict=True):
-        array = torch.from_numpy(np.ascontiguousarray(next(flat)))
-        by_name[symbol.name] = array.to(tensor.device, tensor.dtype)
-
-    def rebuilt(nest: Any) -> Any:
-        if isinstance(nest, Symbol):
-            return by_name[nest.name]
-        if isinstance(nest, dict):
-            return {key: rebuilt(value) for key, value in nest.items()}
-        return type(nest)(rebuilt(entry) for entry in nest)
-
+    for symbol, tensor, array in zip(symbols(record.trace.inputs), record.trace.tensors, inputs, strict=True):
+        given = torch.from_numpy(np.ascontiguousarray(array))
+        by_name[symbol.name] = given.to(tensor.device, tensor.dtype)
+    args = mapped(lambda leaf: by_name[leaf.name] if isinstance(leaf, Symbol) else leaf, record.trace.inputs)
     with torch.no_grad():
-        outputs = model(*(rebuilt(entry) for entry in record.trace.inputs))
+        outputs = model(*args)
     return [to_numpy(leaf) for leaf in leaves(outputs) if isinstance(leaf, torch.Tensor)]

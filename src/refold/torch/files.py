@@ -71,7 +71,12 @@ def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None
     inputs = examples.feeds(specs, 0, 0, examples.OPEN_SIZES[0])
     auto = torch.export.Dim.AUTO
     dynamic = mapped(
-        lambda spec: {axis: auto for axis, size in enumerate(spec.shape) if size is None}, tuple(specs)
+        lambda spec: (
+            {axis: auto for axis, size in enumerate(spec.shape) if size is None}
+            if isinstance(spec, examples.Spec)
+            else None
+        ),
+        specs,
     )
     try:
         program = torch.export.export(copy.deepcopy(model), inputs, dynamic_shapes=dynamic)

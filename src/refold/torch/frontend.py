@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -19,12 +20,12 @@ from refold.graph.plan import Plan
 from refold.recording.arguments import argument_names, input_names
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves
-from refold.torch import examples, execute, express
+from refold.torch import examples, execute, express, inside
 from refold.torch.examples import to_numpy
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
 from refold.torch.record import BoundError, Record, record_twice
-from refold.torch.trace import Step, UntraceableError, dtype_name, stored
+from refold.torch.trace import Step, UntraceableError, dtype_name
 
 
 def owns(model: Any) -> bool:
@@ -35,13 +36,14 @@ def owns(model: Any) -> bool:
 @final
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What the front end remembers of a lifted model: the record, its arguments with their names, and the sizes
-    at which the model could not be recorded."""
+    """What the front end remembers of a lifted model: the record, its arguments with their names, the sizes at
+    which the model could not be recorded, and what is inside of modules that cannot be followed."""
 
     record: Record
     specs: tuple[Any, ...]
     names: tuple[str, ...]
     failed: tuple[examples.Attempt, ...]
+    parts: tuple[inside.Part, ...] = ()
 
 
 @final
@@ -54,13 +56,8 @@ class TorchFrontend:
         """The neutral graph of a torch module in eval mode."""
         model = unwrapped(model)
         _check(model)
-        specs = examples.specs_of(model, example)
-        names = argument_names(model, specs)
-        record, failed = _recorded(model, specs, input_names(names, specs))
-        graph = lift_record(model, record)
-        return Lifted(
-            graph, model, Session(record, specs, names, failed), _evaluated(graph, record), _notes(model, record)
-        )
+        lifted = _lifted(model, examples.specs_of(model, example))
+        return replace(lifted, notes=(*_notes(model), *lifted.notes))
 
     def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
         """See :func:`refold.torch.express.helpers`."""
@@ -68,21 +65,15 @@ class TorchFrontend:
 
     def lower(self, lifted: Lifted, plan: Plan) -> Any:
         """A module of plain modules, in eval mode, that follows the plan."""
-        session = lifted.record
-        record = session.record
-        plain = lower_plan(lifted.graph, record, plan, lifted.model, session.names)
-        if not isinstance(plain, torch.fx.GraphModule):
-            return plain
-        if not record.bound and any(_runs(plain, session.specs, attempt) for attempt in session.failed):
-            # What bound the original to its sizes is gone, so that has to be said.
-            plain = lower_plan(lifted.graph, replace(record, bound=True), plan, lifted.model, session.names)
-        # Known from now on, so that the plain model needs no example.
-        plain.meta["refold.example"] = examples.plain_example(session.specs)
+        plain = _lowered(lifted, plan, {})
+        if isinstance(plain, torch.fx.GraphModule):
+            # Known from now on, so that the plain model needs no example.
+            plain.meta["refold.example"] = examples.plain_example(lifted.record.specs)
         return plain
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by torch's own functions."""
-        return execute.evaluate(lifted.record.record, feeds, wanted)
+        return inside.evaluate(lifted.record.record, lifted.record.parts, feeds, wanted)
 
     def run(self, lifted: Lifted, inputs: Sequence[AnyArray], *, optimized: bool = False) -> list[AnyArray]:
         """The model's outputs, eagerly."""
@@ -98,21 +89,26 @@ class TorchFrontend:
 
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The function or class of a step with its settings, and its weights."""
-        record = lifted.record.record
-        step = _step(lifted, node)
+        record, step, part = _home(lifted, node)
+        parts = [p for p in _parts_of(lifted, record) if step in p.steps]
+        tensors: list[Any] = []
         if step.module is not None:
-            kind = f"{type(step.module).__module__}.{type(step.module).__qualname__} {_settings(step.module)}"
+            settings = _settings(inside.own_modules(step, parts))
+            kind = f"{type(step.module).__module__}.{type(step.module).__qualname__} {settings}"
+            tensors += inside.own_tensors(step, parts)
         else:
             kind = step.what
+        if part is not None:
+            kind = f"what {kind} gives to {part.path}"
         plain = [_plain(record, leaf) for leaf in leaves((step.args, step.kwargs))]
         # Weights that are computed count as what they are shipped as.
-        tensors = stored(step.module) if step.module is not None else []
         tensors += [used(constant, record.doubles) for constant in step.constants]
-        return Identity(f"{kind} {[text for text in plain if text]}", tuple(map(to_numpy, tensors)))
+        unseen = UNSEEN if parts and part is None else ""
+        return Identity(f"{kind} {[text for text in plain if text]}", tuple(map(to_numpy, tensors)), unseen)
 
     def storage(self, lifted: Lifted, node: str) -> str:
         """The type of the largest tensor of a step."""
-        tensors = sorted(parameters_of(_step(lifted, node)), key=lambda tensor: -prod(tensor.shape))
+        tensors = sorted(parameters_of(_home(lifted, node)[1]), key=lambda tensor: -prod(tensor.shape))
         return next(iter([dtype_name(tensor) for tensor in tensors]), "float32")
 
     def load(self, path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
@@ -136,11 +132,59 @@ class TorchFrontend:
 
 FRONTEND = TorchFrontend()
 
+UNSEEN = (
+    "its own code was not followed: it is the same in both models, and what it calls is looked at by itself, but "
+    "where it decides by numbers it may decide otherwise on rounded ones"
+)
 
-def _step(lifted: Lifted, node: str) -> Step:
+
+def _home(lifted: Lifted, node: str) -> tuple[Record, Step, inside.Part | None]:
+    """The record that a node comes from, with its step; if the node stands for what a module gives to a part, that
+    module's step, and the part."""
     output = next(n.outputs[0] for n in lifted.graph.nodes if n.name == node)
-    step: Step = lifted.record.record.owners[output]
-    return step
+    for record, parts in inside.everything(lifted.record.record, lifted.record.parts):
+        if output in record.owners:
+            return record, record.owners[output], None
+        for part in parts:
+            if output in part.lifted.graph.inputs:
+                return record, part.steps[0], part
+    raise AssertionError(f"no step gives {output}")
+
+
+def _parts_of(lifted: Lifted, record: Record) -> Sequence[inside.Part]:
+    """The parts of one of the records."""
+    found = inside.everything(lifted.record.record, lifted.record.parts)
+    return next(parts for other, parts in found if other is record)
+
+
+def _lifted(model: Any, specs: tuple[Any, ...], prefix: str = "") -> Lifted:
+    """A model, or a part of one, on what ``specs`` say. Raises InputError."""
+    names = argument_names(model, specs)
+    record, failed, found = _recorded(model, specs, input_names(names, specs), prefix)
+    record = replace(record, parted=inside.tensors_in(found.parts))
+    graph = inside.joined(lift_record(model, record), found.parts)
+    inner = [part.lifted for part in found.parts]
+    computed = (*_evaluated(graph, record), *(name for part in inner for name in part.evaluated))
+    notes = (*found.notes, *(note for part in inner for note in part.notes))
+    return Lifted(graph, model, Session(record, specs, names, failed, found.parts), computed, notes)
+
+
+def _lowered(lifted: Lifted, plan: Plan, memo: dict[int, Any]) -> Any:
+    """What a lifted model becomes. ``memo`` is that of all copies: whoever copies what is around a part gets what
+    the part became."""
+    session = lifted.record
+    for part in session.parts:
+        memo[id(part.module)] = _lowered(part.lifted, plan, memo)
+    record = session.record
+    mine = replace(plan, regions=tuple(region for region in plan.regions if region.value in record.symbols))
+    plain = lower_plan(lifted.graph, record, mine, lifted.model, session.names, memo)
+    if not isinstance(plain, torch.fx.GraphModule):
+        return plain
+    if not record.bound and any(_runs(plain, session.specs, attempt) for attempt in session.failed):
+        # What bound the original to its sizes is gone, so that has to be said.
+        bound = replace(record, bound=True)
+        plain = lower_plan(lifted.graph, bound, mine, lifted.model, session.names, memo)
+    return plain
 
 
 # ---- reading a model -------------------------------------------------------------------------------
@@ -190,7 +234,11 @@ def _differs(module: Any) -> bool:
     return type(module).forward is not torch.nn.Module.forward or bool(list(module.children()))
 
 
-def _recorded(model: Any, specs: tuple[Any, ...], names: Any) -> tuple[Record, tuple[examples.Attempt, ...]]:
+def _recorded(
+    model: Any, specs: tuple[Any, ...], names: Any, prefix: str
+) -> tuple[Record, tuple[examples.Attempt, ...], inside.Found]:
+    """The record of a model, the sizes at which there is none, and what is inside of modules that cannot be
+    followed. Raises InputError."""
     error: UntraceableError | None = None
     bound = False
     failed: list[examples.Attempt] = []
@@ -200,18 +248,20 @@ def _recorded(model: Any, specs: tuple[Any, ...], names: Any) -> tuple[Record, t
             continue
         feeds = [examples.feeds(specs, which, change, pair) for which in (0, 1)]
         try:
-            return record_twice(model, feeds, names, strict=bool(change), bound=bound), tuple(failed)
+            record = record_twice(model, feeds, names, strict=bool(change), bound=bound, prefix=prefix)
+            return record, tuple(failed), inside.find(model, record, specs, prefix, _lifted)
         except UntraceableError as found:
             error, bound = found, bound or isinstance(found, BoundError)
             failed.append(attempt)
-    parts = [name for name, part in model.named_children() if list(part.parameters())]
-    advice = f"; its parts may fold one by one ({', '.join(parts[:4])})" if parts and _is_its_own(error) else ""
-    raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}{advice}") from error
-
-
-def _is_its_own(error: UntraceableError | None) -> bool:
-    """Whether it is the model's own forward that cannot be followed, and not the example that does not fit."""
-    return error is not None and str(error).startswith("its forward")
+    for attempt in examples.attempts(specs):
+        feeds = [examples.feeds(specs, which, *attempt) for which in (0, 1)]
+        with contextlib.suppress(UntraceableError):
+            # As it is, with what folds inside of it.
+            record = record_twice(model, feeds, names, whole={id(model): str(error)}, prefix=prefix)
+            parts = inside.find(model, record, specs, prefix, _lifted)
+            if parts.parts:
+                return record, (), parts
+    raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}") from error
 
 
 def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
@@ -227,14 +277,14 @@ def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool
 def _evaluated(graph: Graph, record: Record) -> tuple[str, ...]:
     """The modules whose weights are computed from other parameters."""
     found = [
-        step.scope.path if step.scope and step.scope.path else step.name
+        (f"{record.prefix}{step.scope.path}" if step.scope else "").removesuffix(".") or step.name
         for step in record.trace.steps
         if evaluated(graph, step)
     ]
     return tuple(dict.fromkeys(found))
 
 
-def _notes(model: Any, record: Record) -> tuple[str, ...]:
+def _notes(model: Any) -> tuple[str, ...]:
     hooked = [path or type(model).__name__ for path, module in model.named_modules() if _hooks(module)]
     if not hooked:
         return ()
@@ -253,10 +303,10 @@ def _hooks(module: Any) -> list[Any]:
 # ---- what a step is ------------------------------------------------------------------------------
 
 
-def _settings(module: Any) -> list[tuple[str, str, str]]:
-    """The simple attributes of a module and of those in it."""
+def _settings(modules: Sequence[tuple[str, Any]]) -> list[tuple[str, str, str]]:
+    """The simple attributes of modules with their paths."""
     found = []
-    for path, inner in module.named_modules():
+    for path, inner in modules:
         for name, value in sorted(vars(inner).items()):
             if name != "training" and not name.startswith("_") and _is_simple(value):
                 found.append((path, name, repr(value)))

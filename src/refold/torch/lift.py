@@ -113,7 +113,7 @@ def _lift_step(lift: _Lift, one: Step, two: Step) -> None:
     if isinstance(op, Pad) and op.value == 0.0:
         lift.padded[one.gives[0].name] = [_Link(one, two, op)]
     outputs = tuple(symbol.name for symbol in (one.gives if isinstance(op, Opaque) else one.gives[:1]))
-    lift.nodes.append(Node(outputs[0], op, tuple(inputs), outputs, _cost(lift, one, op), _weights(one)))
+    lift.nodes.append(Node(outputs[0], op, tuple(inputs), outputs, _cost(lift, one, op), _weights(lift, one)))
 
 
 def _lift_border(lift: _Lift, one: Step, two: Step) -> bool:
@@ -134,7 +134,7 @@ def _lift_border(lift: _Lift, one: Step, two: Step) -> bool:
     cost = Cost()
     for link in chain:
         cost += _cost(lift, link.one, link.op or Opaque())
-    weights = {name: size for link in chain for name, size in _weights(link.one).items()}
+    weights = {name: size for link in chain for name, size in _weights(lift, link.one).items()}
     lift.nodes.append(Node(output, op, (base,), (output,), cost, weights))
     return True
 
@@ -174,7 +174,7 @@ def _lift_rearrangement(lift: _Lift, one: Step, two: Step) -> None:
         for link in chain[start:]:
             cost += _cost(lift, link.one, link.op or Opaque())
         cost = Cost(0 if isinstance(op, Opaque) else cost.multiply_adds, cost.bytes, cost.operators)
-        weights = {name: size for link in chain[start:] for name, size in _weights(link.one).items()}
+        weights = {name: size for link in chain[start:] for name, size in _weights(lift, link.one).items()}
         lift.nodes.append(
             Node(symbol.name, op, tuple(inputs), (symbol.name,), cost if index == 0 else Cost(), weights)
         )
@@ -258,7 +258,7 @@ def _cost(lift: _Lift, step: Step, op: Op) -> Cost:
         return Cost(prod(output.nominal), cost.bytes, 1)
     if isinstance(op, Opaque):
         # Of an operator that the engine does not know, count that each weight is used at each position.
-        tensors = parameters_of(step)
+        tensors = [tensor for tensor in parameters_of(step) if id(tensor) not in lift.record.parted]
         matrices = [tensor for tensor in tensors if tensor.ndim > 1]
         positions = prod(output.nominal[2:])
         return Cost(
@@ -276,12 +276,13 @@ def parameters_of(step: Step) -> list[Any]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-def _weights(step: Step) -> dict[str, int]:
+def _weights(lift: _Lift, step: Step) -> dict[str, int]:
     """The sizes of the tensors that a step reads, by names that are equal where they are shared."""
     tensors = stored(step.module) if step.module is not None else []
     for constant in step.constants:  # of what is a piece of a parameter, the whole parameter is stored
         tensors += [constant.tensor] if is_computed(constant) else sources(constant)
-    return {f"tensor {id(tensor)}": tensor.numel() for tensor in tensors if tensor.is_floating_point()}
+    own = [tensor for tensor in tensors if tensor.is_floating_point() and id(tensor) not in lift.record.parted]
+    return {f"tensor {id(tensor)}": tensor.numel() for tensor in own}
 
 
 def is_computed(constant: Constant) -> bool:

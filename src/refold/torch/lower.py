@@ -47,9 +47,12 @@ _FRESH = (
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod}
 
 
-def lower_plan(graph: Graph, record: Record, plan: Plan, model: Any, names: tuple[str, ...]) -> Any:
-    """A new module that follows ``plan``. ``names`` are the names of the forward's arguments."""
-    lowering = _Lowering(graph, record, plan, form_builder(graph), model)
+def lower_plan(
+    graph: Graph, record: Record, plan: Plan, model: Any, names: tuple[str, ...], memo: dict[int, Any]
+) -> Any:
+    """A new module that follows ``plan``. ``names`` are the names of the forward's arguments; ``memo`` holds what
+    was copied, as for ``copy.deepcopy``."""
+    lowering = _Lowering(graph, record, plan, form_builder(graph), model, memo)
     if not plan.regions and not any(map(lowering.must_be_taken_apart, record.trace.scopes)):
         return lowering.copied(model)
     lowering.decide()
@@ -67,10 +70,10 @@ class _Lowering:
     plan: Plan
     forms: FormBuilder
     model: Any
+    memo: dict[int, Any]
     fx: Any = field(default_factory=fx.Graph)
     made: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
-    memo: dict[int, Any] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
     whole: dict[int, Scope] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
@@ -157,7 +160,9 @@ class _Lowering:
     def build(self, names: tuple[str, ...]) -> Any:
         """The new module."""
         for name, nest in zip(names, self.record.trace.inputs, strict=True):
-            self.keep(nest, self.fx.placeholder(name))
+            given = self.fx.placeholder(name)
+            self.keep(nest, given)
+            self.hold(name, nest, given)
         if self.record.bound:
             self.bind()
         for step in self.record.trace.steps:
@@ -174,6 +179,19 @@ class _Lowering:
         except Exception as error:  # an argument that fx cannot write as source
             raise InputError(f"the folded '{type(self.model).__name__}' cannot be written down: {error}") from error
         return module.eval()
+
+    def hold(self, name: str, nest: Any, node: Any) -> None:
+        """Let the new module refuse other numbers and texts among its arguments than those it was folded for."""
+        if isinstance(nest, list | tuple | dict):
+            for key in nest if isinstance(nest, dict) else range(len(nest)):
+                if not all(isinstance(leaf, Symbol) for leaf in leaves(nest[key])):
+                    self.hold(f"{name}[{key!r}]", nest[key], self.fx.call_function(operator.getitem, (node, key)))
+        elif not isinstance(nest, Symbol):
+            same = operator.is_ if nest is None else operator.eq
+            fits = self.fx.call_function(same, (node, nest))
+            self.fx.call_function(
+                torch._assert, (fits, f"{name} must be {nest!r}, for which this model was folded")
+            )
 
     def bind(self) -> None:
         """Let the new module refuse other sizes than those at which it is the same function."""
@@ -209,7 +227,9 @@ class _Lowering:
         if form is not None:
             self.express(step.gives[0], form, self.is_biased(step), (self.graph.producer[step.gives[0].name].name,))
         elif step.module is not None:
-            self.call_module(step.name, step.module, step.args, step.kwargs, step.outputs)
+            self.call_module(
+                step.name.removeprefix(self.record.prefix), step.module, step.args, step.kwargs, step.outputs
+            )
         else:
             self.call(step)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from refold.recording.sizes import Size, formula_of, sizes_in
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch.perform import perform
-from refold.torch.trace import RetryError, Scope, Step, Trace, UntraceableError, first_line, record
+from refold.torch.trace import RetryError, Scope, Step, Trace, UntraceableError, first_line, record, untouched
 
 Shape = tuple[int | None, ...]
 
@@ -35,6 +36,8 @@ class Record:
     ``trace`` and ``other`` are the two recordings, step by step the same. ``owners`` says which step gives a
     value, ``shapes`` what is known of sizes; ``doubles`` keeps constants and modules in float64. ``bound`` says
     that at other sizes the model goes another way, so that what is made of this record holds at these only.
+    ``prefix`` stands in front of all names. ``parted`` are the identities of the parameters and buffers of modules
+    that are lifted by themselves.
     """
 
     trace: Trace
@@ -44,6 +47,8 @@ class Record:
     shapes: Mapping[str, Shape]
     doubles: dict[int, Any] = field(default_factory=dict)
     bound: bool = False
+    prefix: str = ""
+    parted: frozenset[int] = frozenset()
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -75,15 +80,23 @@ class BoundError(UntraceableError):
 
 
 def record_twice(
-    model: Any, feeds: Sequence[tuple[Any, ...]], names: Any, *, strict: bool = False, bound: bool = False
+    model: Any,
+    feeds: Sequence[tuple[Any, ...]],
+    names: Any,
+    *,
+    strict: bool = False,
+    bound: bool = False,
+    whole: Mapping[int, str] = MappingProxyType({}),
+    prefix: str = "",
 ) -> Record:
-    """Two recordings that agree. ``feeds`` are the two sets of arguments. Raises UntraceableError; with
-    ``strict`` BoundError where the recordings differ, else the module in which they do is taken whole.
+    """Two recordings that agree. ``feeds`` are the two sets of arguments; ``whole`` and ``prefix`` are as for
+    :func:`refold.torch.trace.record`. Raises UntraceableError; with ``strict`` BoundError where the recordings
+    differ, else the module in which they do is taken whole.
     """
-    whole: dict[int, str] = {}
+    whole = dict(whole)
     while True:
         try:
-            first, second = (record(model, args, names, whole) for args in feeds)
+            first, second = (record(model, args, names, whole, prefix) for args in feeds)
         except RetryError as retry:
             whole = retry.whole
             continue
@@ -96,10 +109,11 @@ def record_twice(
         if scope is None or scope.module is model or id(scope.module) in whole:
             raise UntraceableError(f"it {reason}")
         whole[id(scope.module)] = f"its forward {reason}"
-    _check(first, second)
+    with untouched(model):
+        _check(first, second)
     known, owners, shapes = _tables(first, second)
     _make_constant(first, second, shapes)
-    return Record(first, second, known, owners, shapes, bound=bound)
+    return Record(first, second, known, owners, shapes, bound=bound, prefix=prefix)
 
 
 def _tables(first: Trace, second: Trace) -> tuple[dict[str, Symbol], dict[str, Step], dict[str, Shape]]:

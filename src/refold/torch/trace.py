@@ -117,22 +117,23 @@ class RetryError(BaseException):
         self.whole = whole
 
 
-def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str]) -> Trace:
+def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str], prefix: str = "") -> Trace:
     """Run ``model`` on the tensors in ``args`` and write down what happens.
 
-    ``names`` is the nest of the inputs' names. ``whole`` says of which modules (by identity) no more than
-    that they were called is to be recorded, and why. Raises :class:`UntraceableError`; the model's buffers
-    are afterwards what they were before.
+    ``names`` is the nest of the inputs' names; ``prefix`` goes in front of all names. ``whole`` says of which
+    modules (by identity) no more than that they were called is to be recorded, and why. Raises
+    :class:`UntraceableError`; the model's buffers are afterwards what they were before.
     """
-    recorder = _Recorder(model, dict(whole))
+    recorder = _Recorder(model, dict(whole), prefix)
     return recorder.run(args, names)
 
 
 @final
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: Any, whole: dict[int, str]) -> None:
+    def __init__(self, model: Any, whole: dict[int, str], prefix: str) -> None:
         super().__init__()
         self.model = model
+        self.prefix = prefix
         self.whole = whole
         self.trace = Trace()
         self.scope: Scope | None = None
@@ -146,13 +147,15 @@ class _Recorder(TorchFunctionMode):
 
     def run(self, args: tuple[Any, ...], names: Any) -> Trace:
         with torch.no_grad():
-            self.trace.tensors = [tensor.clone() for tensor in leaves(args)]  # a forward may write into its inputs
-        for tensor, name in zip(leaves(args), leaves(names), strict=True):
-            self.keep(tensor)
-            self.symbols[id(tensor)] = _symbol(tensor, str(name))
+            # A forward may write into its inputs.
+            self.trace.tensors = [leaf.clone() for leaf in leaves(args) if isinstance(leaf, Tensor)]
+        for leaf, name in zip(leaves(args), leaves(names), strict=True):
+            if isinstance(leaf, Tensor):
+                self.keep(leaf)
+                self.symbols[id(leaf)] = _symbol(leaf, f"{self.prefix}{name}")
         self.trace.inputs = self.encoded(args)
-        written = {id(tensor): tensor._version for tensor in leaves(args)}
-        with _untouched(self.model), _calls_of_modules(self.module_call), torch.no_grad(), self:
+        written = [(leaf, leaf._version) for leaf in leaves(args) if isinstance(leaf, Tensor)]
+        with untouched(self.model), calls_of_modules(self.module_call), torch.no_grad(), self:
             try:
                 self.listening = True
                 outputs = Module.__call__(self.model, *args)  # not fx's own, which prints what went wrong
@@ -162,7 +165,7 @@ class _Recorder(TorchFunctionMode):
                 raise UntraceableError(first_line(error)) from error
             finally:
                 self.listening = False
-        if any(tensor._version != written[id(tensor)] for tensor in leaves(args)):
+        if any(tensor._version != version for tensor, version in written):
             raise UntraceableError("its forward writes into its input")
         self.trace.outputs = self.encoded_result(outputs)
         self.trace.results = [tensor.detach() for tensor in leaves(outputs) if isinstance(tensor, Tensor)]
@@ -366,9 +369,8 @@ class _Recorder(TorchFunctionMode):
             if id(tensor) not in self.symbols:
                 self.keep(tensor)
                 self.symbols[id(tensor)] = _symbol(tensor)
-        step = Step(
-            None, scope.args, scope.kwargs, self.scope, self.encoded(result), scope.module, reason, scope.path
-        )
+        name = scope.path or type(scope.module).__name__
+        step = Step(None, scope.args, scope.kwargs, self.scope, self.encoded(result), scope.module, reason, name)
         self.trace.steps.append(step)
         return result
 
@@ -417,6 +419,7 @@ class _Recorder(TorchFunctionMode):
                 wanted = own
             else:
                 wanted = f"{own}.{step.what}" if own else step.what
+            wanted = f"{self.prefix}{wanted}"
             seen = taken[wanted] = taken.get(wanted, 0) + 1
             step.name = wanted if seen == 1 else f"{wanted}#{seen}"
             for index, symbol in enumerate(step.gives):
@@ -446,7 +449,7 @@ def _opaque_reason(module: Any) -> str:
 
 
 @contextlib.contextmanager
-def _calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
+def calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
     """Hear of every call of a module."""
     original = Module.__call__
 
@@ -461,7 +464,7 @@ def _calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _untouched(model: Any) -> Iterator[None]:
+def untouched(model: Any) -> Iterator[None]:
     """Give buffers back the numbers that they had, whatever a forward writes into them."""
     before = [(tensor, tensor._version, tensor.clone()) for tensor in model.buffers()]
     try:
