@@ -39,6 +39,21 @@ def test_existing_targets_are_refused_before_any_work(capsys: pytest.CaptureFixt
     assert target.read_bytes() == b"keep me"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"schema": "refold.certificate/1"}', b"\xff\xfe", b"[" * 100_000],
+    ids=["empty", "cut", "a list", "a head", "not UTF-8", "deep"],
+)
+def test_what_is_no_certificate_is_one_sentence(
+    content: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stored = tmp_path / "certificate.json"
+    stored.write_bytes(content)
+    assert "certificate.json: " in refused(capsys, "prove", "a.keras", "b.keras", "--certificate", str(stored))
+    missing = str(tmp_path / "missing.json")
+    assert "there is no such file" in refused(capsys, "prove", "a.keras", "b.keras", "--certificate", missing)
+
+
 @pytest.mark.parametrize("arguments", [[], ["melt"], ["fold", "a.keras"], ["bench", "a", "b", "--repeats", "0"]])
 def test_bad_usage_is_status_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

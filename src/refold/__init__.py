@@ -3,6 +3,7 @@
 from refold.errors import InputError as InputError
 from refold.probe import probe as probe
 from refold.verbs import bench as bench
+from refold.verbs import check as check
 from refold.verbs import fold as fold
 from refold.verbs import inspect as inspect
 from refold.verbs import prove as prove

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
 from refold.proof.certificate import Certificate
 from refold.proof.prove import prove as prove_lifted
+from refold.proof.recheck import Recheck, compare
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:
@@ -55,6 +56,22 @@ def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Cert
     before, after = frontend.lift(model, example), frontend.lift(plain, example)
     given = frontend.arrays(example)
     return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions())
+
+
+def check(
+    certificate: Certificate | Mapping[str, Any] | str, model: Any, plain: Any, example: Any = None
+) -> Recheck:
+    """Does a stored certificate hold for these two models? Their digests are compared with those in it, and the
+    proof is done again with its seed.
+
+    ``certificate`` is one, or what :meth:`Certificate.to_json` gave, as data or as text; the other arguments are
+    those of :func:`prove`. Raises :class:`refold.InputError` for what is no certificate.
+    """
+    try:
+        stored = certificate if isinstance(certificate, Certificate) else Certificate.from_json(certificate)
+    except ValueError as error:
+        raise InputError(f"this is no certificate that can be checked: {error}") from error
+    return compare(stored, prove(model, plain, example, seed=stored.seed))
 
 
 def bench(

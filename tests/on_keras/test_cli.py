@@ -40,9 +40,15 @@ def test_inspect_fold_prove_and_bench(rich: Path, tmp_path: Path, capsys: pytest
     np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
 
     certificate = tmp_path / "certificate.json"
-    assert main(["prove", str(rich), str(plain), "--certificate", str(certificate)]) == 0
+    assert main(["prove", str(rich), str(plain), "--save-certificate", str(certificate), "--seed", "3"]) == 0
     assert json.loads(certificate.read_text())["verdict"] == "proved"
     capsys.readouterr()
+    assert main(["prove", str(rich), str(plain), "--certificate", str(certificate)]) == 0
+    assert capsys.readouterr().out.startswith("The certificate holds: proved")
+    assert main(["prove", str(plain), str(plain), "--certificate", str(certificate), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert any(line.startswith("the structure of the original") for line in found["changes"])
+    assert found["certificate"]["seed"] == 3
     assert main(["bench", str(rich), str(plain), "--repeats", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["repeats"] == 2
     assert main(["inspect", str(plain), "--fail-if-foldable"]) == 0

@@ -14,12 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from refold import verbs
 from refold.cli import factory
 from refold.errors import InputError
-from refold.files import write_atomically
+from refold.files import open_regular, write_atomically
 from refold.frontend import Frontend, frontend_for, frontend_of
+from refold.proof import Certificate, compare
 from refold.report import markdown, page, terminal
 from refold.report.page import Page
 
 SAME, DIFFERENT = 0, 1
+_MOST_CERTIFICATE = 2**28
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -39,6 +41,7 @@ def inspect(options: argparse.Namespace) -> int:
 def fold(options: argparse.Namespace) -> int:
     """``refold fold MODEL -o PLAIN``"""
     _check_free(options.output, options, options.model)
+    _check_free(options.save_certificate, options)
     _check_reports(options)
     frontend, model = _load(options.model, options)
     example = _example(options)
@@ -55,6 +58,7 @@ def fold(options: argparse.Namespace) -> int:
         print("refold: the result is not the same function, so nothing was written", file=sys.stderr)
         return DIFFERENT
     frontend.save(plain, options.output, overwrite=options.force, example=example)
+    _write_certificate(certificate, options)
     _write_reports(Page(title=options.model.name, plan=plan, certificate=certificate), options)
     print(f"written to {options.output}", file=sys.stderr)
     return SAME
@@ -62,18 +66,25 @@ def fold(options: argparse.Namespace) -> int:
 
 def prove(options: argparse.Namespace) -> int:
     """``refold prove MODEL PLAIN``"""
-    _check_free(options.certificate, options)
+    _check_free(options.save_certificate, options)
     _check_reports(options)
+    stored = None if options.certificate is None else _read_certificate(options.certificate)
     _, model = _load(options.model, options)
     _, plain = _load(options.plain, options, second=True)
     with _busy("proving"):
-        certificate = verbs.prove(model, plain, _example(options), seed=options.seed)
-    _show(certificate.to_json(), terminal.certificate(certificate), options)
-    if options.certificate is not None:
-        _write_text(options.certificate, json.dumps(certificate.to_json(), indent=1), options.force)
+        certificate = verbs.prove(model, plain, _example(options), seed=stored.seed if stored else options.seed)
+    tables = terminal.certificate(certificate)
+    if stored is None:
+        status = SAME if certificate.ok else DIFFERENT
+        _show(certificate.to_json(), tables, options)
+    else:
+        recheck = compare(stored, certificate)
+        status = SAME if recheck.ok else DIFFERENT
+        _show(recheck.to_json(), [*terminal.recheck(recheck), *tables], options)
+    _write_certificate(certificate, options)
     title = f"{options.model.name} and {options.plain.name}"
     _write_reports(Page(title=title, certificate=certificate), options)
-    return SAME if certificate.ok else DIFFERENT
+    return status
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -152,6 +163,20 @@ def _check_free(path: Path | None, options: argparse.Namespace, source: Path | N
         raise InputError(f"{path} {what}; choose another name" + ("" if same else ", or replace it with --force"))
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def _read_certificate(path: Path) -> Certificate:
+    with open_regular(path, _MOST_CERTIFICATE) as file:
+        data = file.read()
+    try:
+        return Certificate.from_json(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or no certificate
+        raise InputError(f"{path}: this is no certificate that can be checked: {error}") from error
+
+
+def _write_certificate(certificate: Certificate, options: argparse.Namespace) -> None:
+    if options.save_certificate is not None:
+        _write_text(options.save_certificate, json.dumps(certificate.to_json(), indent=1), options.force)
 
 
 def _check_reports(options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     fold = commands.add_parser("fold", help="write the plain model, once it is proved to be the same")
     fold.add_argument("model", type=Path, metavar="MODEL")
     fold.add_argument("-o", "--output", type=Path, required=True, metavar="PLAIN")
+    _add_certificate(fold)
     fold.add_argument("--force", action="store_true", help="replace files that exist")
     _add_output(fold)
     _add_reading(fold)
@@ -37,8 +38,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prove = commands.add_parser("prove", help="are two models the same function?")
     prove.add_argument("model", type=Path, metavar="MODEL")
     prove.add_argument("plain", type=Path, metavar="PLAIN")
-    prove.add_argument("--certificate", type=Path, metavar="FILE", help="write the certificate as JSON")
+    prove.add_argument("--certificate", type=Path, metavar="FILE", help="check this certificate again")
     prove.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
+    _add_certificate(prove)
     prove.add_argument("--force", action="store_true", help="replace files that exist")
     _add_output(prove)
     _add_reading(prove)
@@ -57,6 +59,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     demo.add_argument("--epochs", type=_positive, default=15, help="passes over the images (default 15)")
     _add_debug(demo)
     return parser.parse_args(arguments)
+
+
+def _add_certificate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--save-certificate", type=Path, metavar="FILE", help="write the certificate as JSON")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

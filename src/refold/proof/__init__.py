@@ -10,4 +10,7 @@ from refold.proof.certificate import LocalResult as LocalResult
 from refold.proof.certificate import RegionResult as RegionResult
 from refold.proof.certificate import StructureResult as StructureResult
 from refold.proof.certificate import Verdict as Verdict
+from refold.proof.certificate import schema as schema
 from refold.proof.prove import prove as prove
+from refold.proof.recheck import Recheck as Recheck
+from refold.proof.recheck import compare as compare

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from importlib.resources import files
 from typing import Any, final
 
 from refold.shown import notebook_table, notebook_view, printable
@@ -174,8 +175,10 @@ class Certificate:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a whole certificate: {error}") from error
-        if found.get("ok") != certificate.ok:
+        if found.get("ok") != certificate.ok or not _follows(certificate):
             raise ValueError("the certificate contradicts itself")
+        if type(certificate.seed) is not int or certificate.seed < 0:
+            raise ValueError("the seed of a certificate is a number that is not negative")
         return certificate
 
     def __str__(self) -> str:
@@ -204,6 +207,24 @@ class Certificate:
                 notebook_table("End to end, against the original in float64", errors, ends, numbers=(2, 3)),
             ],
         )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what :meth:`Certificate.to_json` gives."""
+    text = files("refold.proof").joinpath("certificate.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _follows(certificate: Certificate) -> bool:
+    """Whether the verdict is what the results amount to."""
+    places = (certificate.structure, certificate.regions, certificate.local)
+    inner = worst(worst(entry.verdict for entry in entries) for entries in places)
+    everything = worst([inner, *(entry.verdict for entry in certificate.end_to_end)])
+    refuted = Verdict.REFUTED in (inner, everything)
+    if refuted or certificate.verdict is Verdict.REFUTED:
+        return refuted and certificate.verdict is Verdict.REFUTED
+    return (certificate.verdict is Verdict.PROVED) == (inner is Verdict.PROVED)
 
 
 _NOT_IN_JSON = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}

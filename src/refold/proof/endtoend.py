@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from refold.proof.certificate import EndToEndResult, Verdict
 # Correct folds of RepVGG stacks have ratios from 1.1 to 1.6; one layer that is off by 1e-5 has 3.8.
 _WARN, _FAIL = 2.0, 4.0
 _FLOOR = 4.0  # roundings of the output that nobody counts
+# Runtimes may take what is smaller than the smallest normal number for zero.
+_TINY = {"float16": 2.0**-22, "bfloat16": 2.0**-126, "float64": 2.0**-1022}
 
 _INTEGERS = ("int", "uint", "bool")
 
@@ -35,49 +39,137 @@ def _numpy_type(dtype: str) -> str:
     return dtype if dtype in ("float16", "float32", "float64") else "float32"
 
 
-def input_sets(
-    graph: Graph, given: Sequence[AnyArray] | None, rng: np.random.Generator
-) -> dict[str, list[AnyArray]]:
-    """The inputs that the models are measured on, by name."""
-    normal = [random_input(graph.values[name], rng, 2) for name in graph.inputs]
-    sets = {} if given is None else {"given": list(given)}
-    sets["normal"] = normal
-    for name, factor in (("zeros", 0), ("large", 1000)):
-        sets[name] = [x if x.dtype.kind != "f" else (x * factor).astype(x.dtype) for x in normal]
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs to measure on. ``must_run`` says that the original is known to run at these sizes: where it does
+    not run at others, nothing is measured there."""
+
+    name: str
+    arrays: Sequence[AnyArray]
+    must_run: bool = True
+
+
+def input_sets(graph: Graph, given: Sequence[AnyArray] | None, rng: np.random.Generator) -> list[Inputs]:
+    """The inputs that the models are measured on.
+
+    Beside the given ones: random normal and uniform numbers, zeros, ones, large and subnormal numbers, and a
+    single one in a corner and in the middle; in batches of 1 and 2 where the batch is free; where other sizes
+    are free, also odd ones in a batch of 3, and 1.
+    """
+    values = [graph.values[name] for name in graph.inputs]
+    normal = [random_input(value, rng, 2) for value in values]
+    one = [_first(value, array) for value, array in zip(values, normal, strict=True)]
+    sets = [] if given is None else [Inputs("given", list(given))]
+    sets.append(Inputs("normal", normal))
+    if any(array.dtype.kind == "f" for array in normal):
+        fillers: Mapping[str, Callable[[AnyArray], AnyArray]] = {
+            "uniform": lambda x: rng.uniform(0.0, 1.0, x.shape),
+            "zeros": np.zeros_like,
+            "ones": np.ones_like,
+            "large": lambda x: 1000.0 * x.astype(np.float64),
+            "subnormal": lambda x: x.astype(np.float64) * float(np.finfo(x.dtype).tiny) / 8,
+            "one in a corner": lambda x: _one_hot(x.shape, 0.0),
+            "one in the middle": lambda x: _one_hot(x.shape, 0.5),
+        }
+        for name, fill in fillers.items():
+            sets.append(Inputs(name, [x if x.dtype.kind != "f" else fill(x).astype(x.dtype) for x in one]))
+    elif any(value.shape[:1] == (None,) for value in values):
+        sets.append(Inputs("batch of 1", one))
+    if any(None in value.shape[1:] for value in values):
+        odd = [random_input(_resized(value, lambda size: (size | 1) + 2), rng, 3) for value in values]
+        sets.append(Inputs("odd sizes", odd, must_run=False))
+        sets.append(Inputs("sizes of 1", [random_input(_resized(v, lambda _: 1), rng, 1) for v in values], False))
     return sets
 
 
+def _first(value: Value, array: AnyArray) -> AnyArray:
+    """The first example, where the number of examples is free."""
+    return array[:1] if value.shape[:1] == (None,) else array
+
+
+def _one_hot(shape: tuple[int, ...], place: float) -> AnyArray:
+    """In each example a single one, that far along each of its axes."""
+    found = np.zeros(shape)
+    for example in found if found.size else ():
+        example[tuple(int(place * size) for size in shape[1:])] = 1.0
+    return found
+
+
+def _resized(value: Value, size: Callable[[int], int]) -> Value:
+    """The value at another nominal size where its sizes are free."""
+    nominal = tuple(
+        size(old) if known is None and axis else old
+        for axis, (known, old) in enumerate(zip(value.shape, value.nominal, strict=True))
+    )
+    return replace(value, nominal=nominal)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What was found on one set of inputs, and why there is no float64 reference, if there is none. ``skipped``
+    says that the original does not run there."""
+
+    results: Sequence[EndToEndResult]
+    why_no_reference: str = ""
+    skipped: bool = False
+
+
 def measure(
-    frontend: Frontend, before: Lifted, after: Lifted, name: str, inputs: Sequence[AnyArray], *, proved: bool
-) -> tuple[list[EndToEndResult], str]:
-    """The results for all outputs; and why there is no float64 reference, if there is none."""
+    frontend: Frontend,
+    before: Lifted,
+    after: Lifted,
+    inputs: Inputs,
+    *,
+    proved: bool,
+    known: Mapping[str, AnyArray] | None = None,
+) -> Measurement:
+    """The errors of all outputs on some inputs. ``proved`` says that the functions are known to be equal, so
+    that errors are only told; ``known`` are values of the original in float64 on these inputs, where they were
+    computed already."""
+    name, outputs = inputs.name, before.graph.outputs
     with np.errstate(all="ignore"):
-        original = [np.asarray(value) for value in frontend.run(before, inputs)]
-        other = [np.asarray(value) for value in frontend.run(after, inputs)]
+        try:
+            original = [np.asarray(value) for value in frontend.run(before, inputs.arrays)]
+        except Exception:  # whatever the framework raises on sizes that do not fit
+            if inputs.must_run:
+                raise
+            return Measurement((), skipped=True)
+        try:
+            other = [np.asarray(value) for value in frontend.run(after, inputs.arrays)]
+        except Exception as error:  # likewise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            sentence = f"the other model does not run on what the original runs on ({reason})"
+            return Measurement([_refuted(name, output, sentence) for output in dict.fromkeys(outputs)])
         reference: list[AnyArray] | None = None
         why = ""
         try:
-            feeds = dict(zip(before.graph.inputs, inputs, strict=True))
-            found = frontend.evaluate(before, feeds, list(dict.fromkeys(before.graph.outputs)))
-            reference = [np.asarray(found[output]) for output in before.graph.outputs]
+            feeds = dict(zip(before.graph.inputs, inputs.arrays, strict=True))
+            wanted = list(dict.fromkeys(outputs))
+            found = known if known else frontend.evaluate(before, feeds, wanted)
+            reference = [np.asarray(found[output]) for output in outputs]
         except InputError as error:
-            why = f"no float64 reference: {error}"
+            why = str(error)
         results = []
-        for place, (output, one, two) in enumerate(zip(before.graph.outputs, original, other, strict=True)):
+        for place, (output, one, two) in enumerate(zip(outputs, original, other, strict=True)):
             exact = None if reference is None else reference[place]
             dtype = before.graph.values[output].dtype
             results.append(_output(name, output, dtype, one, two, exact, proved))
-        return results, why
+        return Measurement(results, why)
+
+
+def _refuted(inputs: str, output: str, sentence: str) -> EndToEndResult:
+    return EndToEndResult(
+        inputs, output, Verdict.REFUTED, np.inf, np.inf, None, None, np.inf, False, None, sentence
+    )
 
 
 def _output(
     inputs: str, output: str, dtype: str, one: AnyArray, two: AnyArray, exact: AnyArray | None, proved: bool
 ) -> EndToEndResult:
     if one.shape != two.shape:
-        sentence = f"the shapes differ: {one.shape} and {two.shape}"
-        return EndToEndResult(
-            inputs, output, Verdict.REFUTED, np.inf, np.inf, None, None, np.inf, False, None, sentence
-        )
+        return _refuted(inputs, output, f"the shapes differ: {one.shape} and {two.shape}")
     precision = str(one.dtype)
     one, two = one.astype(np.float64), two.astype(np.float64)
     top1 = _top1(one, two)
@@ -92,7 +184,7 @@ def _output(
     truth = exact if exact is not None and exact.shape == one.shape else one
     finite &= np.isfinite(truth)
     error, size = np.where(finite, two - truth, 0.0), np.where(finite, truth, 0.0)
-    floor = _FLOOR * u * _rms(size) + np.finfo(np.float64).tiny
+    floor = _FLOOR * u * _rms(size) + max(_TINY.get(name, 2.0**-126) for name in (dtype, precision))
     mine: tuple[float | None, float | None] = (None, None)
     if truth is not one:
         own = np.where(finite, one - truth, 0.0)
@@ -104,7 +196,7 @@ def _output(
         verdict, sentence = Verdict.REFUTED, "they are not finite at the same places"
     elif truth is one:
         # Two float results differ by what rounding makes of them; without a reference that is a guess.
-        if _rms(error) > 1e3 * u * max(_rms(size), np.finfo(np.float64).tiny) and not proved:
+        if _rms(error) > 1e3 * floor / _FLOOR and not proved:
             verdict, sentence = Verdict.REFUTED, "the two models differ by far more than roundings of the output"
     elif ratio > _FAIL and not proved:
         verdict, sentence = Verdict.REFUTED, f"the error is {ratio:.3g} times the original's own"

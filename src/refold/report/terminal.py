@@ -13,6 +13,7 @@ from rich.text import Text
 from refold.bench import Timing
 from refold.graph import Plan
 from refold.proof.certificate import Certificate, Verdict
+from refold.proof.recheck import Recheck
 from refold.shown import printable
 
 COLORS = {
@@ -65,6 +66,15 @@ def certificate(certificate: Certificate) -> list[Any]:
     text = str(certificate)
     first, _, rest = text.partition("\n")
     return [_line(first, f"bold {COLORS[certificate.verdict]}"), _text(rest)] if rest else [_line(first, "bold")]
+
+
+def recheck(recheck: Recheck) -> list[Any]:
+    """Whether a stored certificate holds."""
+    first, _, rest = str(recheck).partition("\n")
+    head = _line(
+        f"{first[:1].upper()}{first[1:]}", f"bold {COLORS[Verdict.PROVED if recheck.ok else Verdict.REFUTED]}"
+    )
+    return [head, _text(rest)] if rest else [head]
 
 
 def timing(timing: Timing) -> list[Any]:

@@ -1,0 +1,16 @@
+"""Every example of the README and of the pages on Keras runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from documents import RUN_ON, run_examples
+
+
+@pytest.mark.parametrize("document", RUN_ON["keras"])
+@pytest.mark.filterwarnings("ignore:.*changes what the layer")
+def test_examples_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_examples(document)

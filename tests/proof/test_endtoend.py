@@ -1,0 +1,146 @@
+"""What is measured: on which inputs, at which sizes, and what counts as a fault there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from proof.models import check, fused, normal, stack
+from proof.numpy_frontend import FRONTEND, Model, batch_norm, conv, step
+from refold.errors import InputError
+from refold.proof import Verdict
+from refold.proof.endtoend import input_sets, measure
+
+Array = Any
+
+
+def sets(inputs: dict[str, tuple[int | None, ...]], given: list[Array] | None = None) -> dict[str, list[Array]]:
+    lifted = FRONTEND.lift(Model(inputs, (step("y", "relu", "x"),), ("y",)))
+    return {s.name: list(s.arrays) for s in input_sets(lifted.graph, given, np.random.default_rng(0))}
+
+
+def test_all_kinds_of_inputs_are_there() -> None:
+    found = sets({"x": (None, 3, None, None)}, [np.full((7, 3, 4, 4), 2.0, "float32")])
+    assert list(found) == [
+        "given",
+        "normal",
+        "uniform",
+        "zeros",
+        "ones",
+        "large",
+        "subnormal",
+        "one in a corner",
+        "one in the middle",
+        "odd sizes",
+        "sizes of 1",
+    ]
+    shapes = {name: arrays[0].shape for name, arrays in found.items()}
+    assert shapes["normal"] == (2, 3, 12, 12)
+    assert shapes["zeros"] == (1, 3, 12, 12)
+    assert shapes["odd sizes"] == (3, 3, 15, 15)
+    assert shapes["sizes of 1"] == (1, 3, 1, 1)
+    assert all(arrays[0].dtype == np.float32 for arrays in found.values())
+    small = np.abs(found["subnormal"][0])
+    assert 0 < np.max(small) < np.finfo(np.float32).tiny
+    assert np.max(np.abs(found["large"][0])) > 1000
+    assert np.min(found["uniform"][0]) >= 0
+    assert np.max(found["uniform"][0]) <= 1
+    assert np.argwhere(found["one in a corner"][0]).tolist() == [[0, 0, 0, 0]]
+    assert np.argwhere(found["one in the middle"][0]).tolist() == [[0, 1, 6, 6]]
+
+
+def test_sizes_that_are_fixed_stay() -> None:
+    found = sets({"x": (None, 3, 8, 8)})
+    assert "odd sizes" not in found
+    assert {arrays[0].shape[1:] for arrays in found.values()} == {(3, 8, 8)}
+    assert {len(arrays[0]) for arrays in found.values()} == {1, 2}
+
+
+def measured(before: Model, after: Model, name: str = "normal", **options: Any) -> Any:
+    one, two = FRONTEND.lift(before), FRONTEND.lift(after)
+    chosen = next(s for s in input_sets(one.graph, None, np.random.default_rng(0)) if s.name == name)
+    return measure(FRONTEND, one, two, chosen, proved=False, **options)
+
+
+def test_an_error_beyond_the_original_is_refuted_on_zeros_too() -> None:
+    rng = np.random.default_rng(0)
+    bn = batch_norm("bn", "c", rng, 4)
+    w = normal(rng, 4, 4, 3, 3)
+    kernel, bias = (array.astype("float32") for array in fused(w, np.zeros(4), bn))
+    inputs = {"x": (None, 4, 8, 8)}
+    before = Model(inputs, (conv("c", "x", w), bn), ("bn",))
+    after = Model(inputs, (conv("c", "x", kernel, bias),), ("c",))
+    for name in ("normal", "zeros", "ones", "subnormal", "one in a corner"):
+        assert measured(before, after, name).results[0].verdict is Verdict.MEASURED, name
+        (wrong,) = measured(before, after.edited("c", b=bias * np.float32(1.0001)), name).results
+        assert wrong.verdict is Verdict.REFUTED, name
+        assert wrong.ratio > 4
+
+
+def test_without_a_reference_only_large_differences_are_refuted() -> None:
+    """Behind an operator that the framework has in single precision only."""
+    bias = np.ones(4, "float32")
+    steps = (conv("c", "x", normal(np.random.default_rng(0), 4, 4, 3, 3), bias), step("t", "single", "c"))
+    before = Model({"x": (None, 4, 8, 8)}, steps, ("t",))
+    found = measured(before, before)
+    assert "has no float64" in found.why_no_reference
+    assert found.results[0].original_max_error is None
+    assert found.results[0].verdict is Verdict.MEASURED
+    wrong = before.edited("c", b=bias * np.float32(1.01))
+    assert measured(before, wrong).results[0].verdict is Verdict.REFUTED
+
+
+def test_subnormal_results_may_be_flushed_to_zero() -> None:
+    """Some processors and runtimes do."""
+    inputs = {"x": (None, 4, 8, 8)}
+    before = Model(inputs, (conv("c", "x", np.ones((4, 4, 1, 1), "float32")),), ("c",))
+    after = before.edited("c", w=np.zeros((4, 4, 1, 1), "float32"))
+    assert measured(before, after, "subnormal").results[0].verdict is Verdict.MEASURED
+    assert measured(before, after, "ones").results[0].verdict is Verdict.REFUTED
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_places_that_are_not_finite_must_be_alike(value: float) -> None:
+    inputs = {"x": (None, 2, 3)}
+    before = Model(inputs, (conv("y", "x", np.eye(2, dtype="float32")[:, :, None]),), ("y",))
+    after = before.edited("y", w=before.steps[0].weights["w"] * value)
+    (found,) = measured(before, after).results
+    assert found.verdict is Verdict.REFUTED
+    assert not found.finite_alike
+    assert measured(after, after).results[0].finite_alike
+
+
+def test_a_model_that_does_not_run_where_the_original_does_is_refuted() -> None:
+    """At another size, which the graph says is free."""
+    inputs = {"x": (None, 2, None)}
+    before = Model(inputs, (conv("c", "x", np.ones((1, 2, 1), "float32")),), ("c",))
+    after = Model(inputs, (conv("c", "x", np.ones((1, 2, 3), "float32")),), ("c",))
+    found = measured(before, after, "sizes of 1")
+    assert "does not run on what the original runs on" in found.results[0].sentence
+    assert check(before, after).verdict is Verdict.REFUTED
+    # The other way round nothing can be compared there, and the certificate says so.
+    assert measured(after, before, "sizes of 1").skipped
+    assert "inputs sizes of 1: the original does not run" in check(after, after).notes
+
+
+def test_an_original_that_does_not_run_at_its_own_size_is_an_error() -> None:
+    class Broken(type(FRONTEND)):  # type: ignore[misc]
+        def run(self, *_: Any, **__: Any) -> Any:
+            raise InputError("it does not run")
+
+    model = stack(np.random.default_rng(0), blocks=1)
+    one, two = FRONTEND.lift(model.before), FRONTEND.lift(model.after)
+    chosen = input_sets(one.graph, None, np.random.default_rng(0))[0]
+    with pytest.raises(InputError, match="does not run"):
+        measure(Broken(), one, two, chosen, proved=True)
+
+
+def test_a_tensor_of_whole_numbers_is_never_scaled() -> None:
+    found = FRONTEND.lift(Model({"x": (None, 3)}, (step("y", "relu", "x"),), ("y",)))
+    values = {"x": replace(found.graph.values["x"], dtype="int32"), "y": found.graph.values["y"]}
+    made = input_sets(replace(found.graph, values=values), None, np.random.default_rng(0))
+    assert [s.name for s in made] == ["normal", "batch of 1"]
+    assert all(set(np.unique(s.arrays[0])) <= {0, 1} for s in made)
