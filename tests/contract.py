@@ -105,7 +105,8 @@ CASES = {case.name: case for case in (_repvgg(), _norm_before_and_behind(), _den
 def assert_lifts_to(case: Case, model: Any, example: Any) -> None:
     """All of ``model`` is one region, and that is the convolution of ``case``: to float64, before any rounding."""
     (region,) = refold.inspect(model, example).regions
-    (conv,) = region.form.terms.values()
-    for found, expected in ((conv.kernel, case.kernel), (region.form.bias, case.bias)):
+    (part,) = region.parts
+    (conv,) = part.form.terms.values()
+    for found, expected in ((conv.kernel, case.kernel), (part.form.bias, case.bias)):
         found = found.reshape(expected.shape)
         assert np.max(np.abs(found - expected)) <= 1e-14 * np.max(np.abs(expected)) * expected[0].size

@@ -10,7 +10,7 @@ from refold.algebra import Refusal, Window, batch_norm, convolution, dense
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import convolution_cost
 from refold.graph import Graph, Node, Plan, Value, make_plan
-from refold.graph.graph import Affine, Opaque, Pad, Sum
+from refold.graph.graph import Affine, Concat, Gain, Opaque, Pad, Sum
 
 SPACE = (8, 8)
 
@@ -103,13 +103,39 @@ def test_a_tapped_middle_stays_available() -> None:
     assert "n" not in plan.removed
 
 
+def test_what_follows_a_concatenation_goes_into_its_branches() -> None:
+    """One joint operator would read both leaves in a kernel that is half zeros."""
+    graph = Sketch(4, SPACE)
+    graph.node("relu", Opaque(), 4, "x")
+    graph.affine("a", linear(4, 4, 3), "relu")
+    graph.affine("b", linear(4, 2, 1), "x")
+    graph.node("both", Concat(3), 6, "a", "b")
+    graph.affine("n", norm(6, 2), "both")
+    graph.node("twice", Gain(2.0, 1.0), 6, "n")
+    (region,) = graph.plan("twice").regions
+    assert [set(part.form.terms) for part in region.parts] == [{"relu"}, {"x"}]
+    assert [part.nodes for part in region.parts] == [("a", "both", "n", "twice"), ("b", "both", "n", "twice")]
+    assert "distribute" in region.laws
+    assert region.after.operators == 3
+    assert region.operator == "one behind the other: 3x3 convolution, 4 to 4; 1x1 convolution, 4 to 2"
+
+
+def test_a_mixture_behind_a_concatenation_does_not() -> None:
+    graph = Sketch(4, SPACE)
+    graph.node("relu", Opaque(), 4, "x")
+    graph.affine("a", linear(4, 4, 3), "relu")
+    graph.node("both", Concat(3), 8, "a", "x")
+    graph.affine("mixed", linear(8, 4, 1), "both")
+    assert graph.plan("mixed").regions == ()
+
+
 def test_branches_become_one_convolution_of_the_widest_window() -> None:
     graph = Sketch(4, SPACE)
     for taps in (1, 3, 5):
         graph.affine(f"k{taps}", linear(4, 4, taps), "x")
     graph.node("sum", Sum((1.0, -1.0, 0.5)), 4, "k1", "k3", "k5")
     (region,) = graph.plan("sum").regions
-    assert region.form.terms["x"].windows == (Window(5, before=2, after=2),) * 2
+    assert region.parts[0].form.terms["x"].windows == (Window(5, before=2, after=2),) * 2
 
 
 def test_a_framework_that_cannot_say_a_convolution_keeps_it_apart() -> None:

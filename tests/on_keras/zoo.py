@@ -570,6 +570,26 @@ def spectral_normalization_is_evaluated() -> Any:
     return functional((8, 8, 3), body)
 
 
+@entry(6)
+def norm_behind_a_concatenation() -> Any:
+    def body(x: Any) -> Any:
+        deep = layers.Conv2D(3, 1, use_bias=False)(layers.ReLU()(conv_bn(x, 4, 3)))
+        both = layers.Concatenate()([deep, layers.Conv2D(5, 1, activation="linear")(x)])
+        return layers.ReLU()(layers.BatchNormalization()(both))
+
+    return functional((6, 5, 4), body)
+
+
+@entry(5)
+def norm_behind_a_concatenation_with_channels_first() -> Any:
+    def body(x: Any) -> Any:
+        x = ops.transpose(x, (0, 3, 1, 2))
+        both = ops.concatenate([layers.ReLU()(x), x], axis=1)
+        return layers.BatchNormalization(axis=1)(layers.ZeroPadding2D(1, data_format="channels_first")(both))
+
+    return functional((6, 5, 4), body)
+
+
 @entry(4, "a transposed convolution puts zeros between its inputs, and a bias before it is not there")
 def a_bias_before_a_transposed_convolution() -> Any:
     def body(x: Any) -> Any:

@@ -484,6 +484,14 @@ def squeeze_excitation_and_transposed_convolution() -> onnx.ModelProto:
     return b.model(b.op("ConvTranspose", b.op("Mul", y, gate), b.random(4, 3, 2, 2), strides=[2, 2]))
 
 
+@entry({"Conv": 3, "Relu": 2, "Concat": 1})
+def norm_behind_a_concatenation() -> onnx.ModelProto:
+    b, x = start(4)
+    deep = b.conv(b.op("Relu", b.bn(b.conv(x, 4, 4), 4)), 4, 3, 1, bias=False)
+    both = b.op("Concat", deep, b.conv(x, 4, 5, 1), axis=1)
+    return b.model(b.op("Relu", b.bn(both, 8)))
+
+
 @entry({"ConvTranspose": 1, "Relu": 1}, sizes=(5, 4))
 def transposed_convolution_and_norm() -> onnx.ModelProto:
     b, x = start(4)

@@ -507,6 +507,20 @@ def csp_resnet() -> Any:
     return Csp()
 
 
+# ---- batch norms behind concatenations ---------------------------------------------------------------
+
+
+@entry(6, IMAGE)
+def cross_stage_partial() -> Any:
+    return Body(
+        lambda m, x: F.silu(m.bn(paddle.concat([m.deep(F.silu(m.stem(x))), m.short(x)], axis=1))),
+        stem=nn.Sequential(nn.Conv2D(4, 4, 3, padding=1), nn.BatchNorm2D(4)),
+        deep=nn.Conv2D(4, 3, 1, bias_attr=False),
+        short=nn.Conv2D(4, 5, 1),
+        bn=nn.BatchNorm2D(8),
+    )
+
+
 # ---- transposed convolutions -------------------------------------------------------------------------
 
 

@@ -596,6 +596,55 @@ def part_written_in_place() -> Any:
     return made(forward, conv=conv_bn(4, 4))
 
 
+# ---- batch norms behind concatenations ---------------------------------------------------------------
+
+
+@entry(6)
+def cross_stage_partial() -> Any:
+    """YOLOv5's BottleneckCSP: two plain convolutions, concatenated, and one batch norm for both."""
+    return made(
+        lambda s, x: F.silu(s.bn(torch.cat((s.deep(F.silu(s.stem(x))), s.short(x)), 1))),
+        stem=conv_bn(4, 4),
+        deep=nn.Conv2d(4, 3, 1, bias=False),
+        short=nn.Conv2d(4, 5, 1, bias=False),
+        bn=nn.BatchNorm2d(8),
+    )
+
+
+@entry(9)
+def chunks_through_depthwise_convolutions() -> Any:
+    """RepNeXt's mixer: pieces of the channels through kernels of several shapes, one batch norm behind them."""
+
+    def forward(s: Any, x: Any) -> Any:
+        a, b, c = F.relu(x).split((4, 4, 4), 1)
+        return F.gelu(s.bn(torch.cat((s.square(a), s.tall(b), s.wide(F.relu(c))), 1)))
+
+    kernels = {"square": (3, 3), "tall": (5, 1), "wide": (1, 5)}
+    convs = {n: nn.Conv2d(4, 4, k, padding=(k[0] // 2, k[1] // 2), groups=4) for n, k in kernels.items()}
+    return nn.Sequential(conv_bn(4, 12), made(forward, bn=nn.BatchNorm2d(12), **convs)).eval()
+
+
+@entry(5)
+def norm_behind_a_concatenation_with_an_activation() -> Any:
+    """What no convolution gives keeps a factor per channel of its own."""
+    return made(
+        lambda s, x: s.bn(torch.cat([F.relu(s.a(x)), s.b(x)], 1)) * 0.5,
+        a=conv_bn(4, 4),
+        b=nn.Conv2d(4, 2, 3, padding=1),
+        bn=nn.BatchNorm2d(6),
+    )
+
+
+@entry(4, "what conv gives is needed elsewhere too, so folding it in would do it twice")
+def norm_behind_a_concatenation_that_is_tapped() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)
+        z = torch.cat([y, F.relu(y)], 1)
+        return s.bn(z), z
+
+    return made(forward, conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(8))
+
+
 # ---- transposed convolutions -------------------------------------------------------------------------
 
 

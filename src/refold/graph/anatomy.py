@@ -123,8 +123,7 @@ def _words_of_gain(scale: float, shift: float) -> str:
 
 def _kernels(region: Region) -> tuple[Kernel, ...]:
     return tuple(
-        Kernel(name, describe(term), tuple(term.weights.shape), _norm([term]))
-        for name, term in region.form.terms.items()
+        Kernel(name, describe(term), tuple(term.weights.shape), _norm([term])) for name, term in region.terms
     )
 
 
@@ -170,7 +169,7 @@ def _terms(total: Node, factor: float, inside: dict[str, Node]) -> Iterator[tupl
 def _forms(builder: FormBuilder, region: Region, cone: Sequence[Node]) -> dict[str, AffineForm]:
     """What each step of the region gives, seen from what the region reads, as far as laws carry."""
     forms: dict[str, AffineForm] = {}
-    for name in region.form.terms:
+    for name in region.leaves:
         leaf = builder.leaf(name)
         if not isinstance(leaf, Refusal):
             forms[name] = leaf

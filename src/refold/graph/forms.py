@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from refold.graph.graph import (
     Gain,
     Graph,
     Node,
+    Op,
     Opaque,
     Pad,
     Relayout,
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 # A sum over more tensors than this is never one operator, and looking for it costs time.
 MOST_LEAVES = 8
+
+# A value as forms that stand one behind the other on its channel axis; mostly there is one.
+Parts = tuple[AffineForm, ...]
 
 NOT_FINITE = "a weight would not be finite"
 
@@ -88,9 +92,41 @@ class FormBuilder:
                 form = forms[0]
             case Opaque(reason):
                 return Refusal(reason)
-        if isinstance(form, AffineForm) and not np.all(np.abs(form.bias) <= self.graph.largest):
+        if isinstance(form, Refusal):
+            return form
+        if not np.all(np.abs(form.bias) <= self.graph.largest):
             return Refusal(NOT_FINITE)
-        return form
+        return replace(form, nodes=(*dict.fromkeys(name for f in forms for name in f.nodes), node.name))
+
+    def parts(self, node: Node, inputs: Sequence[Parts]) -> Iterator[Parts]:
+        """All that ``node``'s output is, given its inputs: one form, and forms one behind the other."""
+        if all(len(parts) == 1 for parts in inputs):
+            form = self.combine(node, [parts[0] for parts in inputs])
+            if isinstance(form, AffineForm):
+                yield (form,)
+        if isinstance(node.op, Concat):
+            joined = tuple(replace(form, nodes=(*form.nodes, node.name)) for parts in inputs for form in parts)
+            agree = {self.axes[name] for name in (*node.inputs, node.output)} == {node.op.axis}
+            if agree and len(joined) <= MOST_LEAVES:
+                yield joined
+        elif len(inputs) == 1 and len(inputs[0]) > 1:
+            yield from self._distributed(node, inputs[0])
+
+    def _distributed(self, node: Node, parts: Parts) -> Iterator[Parts]:
+        """``node`` on each of several parts of its input, if it leaves every channel in its place."""
+        found = []
+        start = 0
+        for form in parts:
+            stop = start + form.bias.size
+            op = _on_channels(node.op, start, stop, self.axes[node.output])
+            if op is None:
+                return
+            part = self.combine(replace(node, op=op), [form])
+            if isinstance(part, Refusal):
+                return
+            found.append(replace(part, laws=(*part.laws, "distribute")))
+            start = stop
+        yield tuple(found)
 
     def _through(self, conv: AffineConv, form: AffineForm) -> AffineForm | Refusal:
         # With several leaves each is a map of its own; the bias goes with the padding of all of them,
@@ -177,6 +213,22 @@ def _law_of(conv: AffineConv) -> str:
     return "scale and shift" if conv.is_scale else "compose"
 
 
+def _on_channels(op: Op, start: int, stop: int, axis: int) -> Op | None:
+    """What ``op`` does to some of its channels, if each output channel reads only the one in its place."""
+    match op:
+        case Affine(conv) if conv.is_channelwise:
+            part = AffineConv(conv.kernel[start:stop], conv.bias[start:stop], conv.windows, stop - start)
+            return replace(op, conv=part)
+        case Gain() | Relayout():
+            return op
+        case Slice(cuts) if cuts[axis] == (0, 0, 1):
+            return op
+        case Pad(widths, value) if widths[axis] == (0, 0):
+            return replace(op, value=value[start:stop]) if isinstance(value, tuple) else op
+        case _:
+            return None
+
+
 def _selected(form: AffineForm, channels: Sequence[int]) -> AffineForm:
     picked = {name: laws.select(term, channels) for name, term in form.terms.items()}
     return AffineForm(picked, form.bias[list(channels)], (*form.laws, "select"))
@@ -193,7 +245,7 @@ def _joined(forms: Sequence[AffineForm], law: str) -> tuple[str, ...]:
     return (*(name for form in forms for name in form.laws), law)
 
 
-def can_be_stored(form: AffineForm, largest: float) -> bool:
+def can_be_stored(parts: Parts, largest: float) -> bool:
     """Whether every weight is finite, and stays so in the type that the model stores."""
-    arrays = [form.bias, *(term.kernel for term in form.terms.values())]
+    arrays = [array for form in parts for array in (form.bias, *(term.kernel for term in form.terms.values()))]
     return all(bool(np.all(np.abs(array) <= largest)) for array in arrays if array.size)

@@ -215,12 +215,13 @@ def alive(nodes: Sequence[Node], outputs: tuple[str, ...]) -> list[Node]:
 class AffineForm:
     """What a value is, seen from others: ``sum_i terms[i] * value_i + bias``; no term has a bias.
 
-    ``laws`` names the laws that led here, in the order of use, for the plan.
+    ``laws`` names the laws that led here, in the order of use, and ``nodes`` the nodes, for the plan.
     """
 
     terms: Mapping[str, AffineConv]
     bias: Array
     laws: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     @property
     def leaves(self) -> frozenset[str]:

@@ -68,7 +68,7 @@ class Plan:
         found = [
             node.name for node in self.graph.nodes if isinstance(node.op, Affine) and is_convolution(node.op.conv)
         ]
-        made = sum(is_convolution(term) for region in self.regions for term in region.form.terms.values())
+        made = sum(is_convolution(term) for region in self.regions for _, term in region.terms)
         return len(found), sum(name not in replaced for name in found) + made
 
     @cached_property
@@ -106,7 +106,7 @@ class Plan:
             "regions": [
                 {
                     "output": region.value,
-                    "reads": sorted(region.form.terms),
+                    "reads": sorted(region.leaves),
                     "replaces": list(region.nodes),
                     "becomes": region.operator,
                     "laws": list(region.laws),

@@ -17,13 +17,15 @@ import numpy as np
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.algebra.refusal import Refusal
-from refold.graph.forms import NOT_FINITE, FormBuilder, can_be_stored, form_builder
-from refold.graph.graph import Affine, AffineForm, Dialect, Graph, Node, Opaque
+from refold.graph.forms import NOT_FINITE, FormBuilder, Parts, can_be_stored, form_builder
+from refold.graph.graph import Affine, AffineForm, Concat, Dialect, Graph, Node, Opaque, Value
 from refold.graph.plan import Kept, Plan
-from refold.graph.region import Region
+from refold.graph.region import Part, Region
 
-# How many cuts are remembered per value, and how many partial combinations while they are built.
+# How many cuts are remembered per value (and how many in several parts), and how many partial combinations
+# while they are built.
 MOST_CUTS = 10
+MOST_JOINED = 4
 MOST_COMBINATIONS = 32
 
 NO_GAIN = "together they would not be cheaper"
@@ -54,19 +56,25 @@ def make_plan(
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """One way to compute a value, straight from the leaves of ``form``, and what that costs.
+    """One way to compute a value, straight from the leaves of its ``parts``, and what that costs.
 
     ``refusal`` says why the framework cannot say it; such a cut is never chosen, but larger ones may be
-    built from it."""
+    built from it. So it is with a concatenation in parts (``is_concat``): each of its inputs has its own cuts."""
 
-    form: AffineForm
+    parts: Parts
     cost: Cost
     refusal: Refusal | None = None
+    is_concat: bool = False
 
     @property
     def leaves(self) -> frozenset[str]:
         """The values that it reads."""
-        return self.form.leaves
+        return frozenset(name for form in self.parts for name in form.terms)
+
+    @property
+    def may_be_chosen(self) -> bool:
+        """Whether a plan may have it."""
+        return self.refusal is None and not self.is_concat
 
 
 # What is chosen for each linear value; None: the original node.
@@ -83,6 +91,11 @@ class _Search:
     helpers: Helpers
     cuts: dict[str, list[Cut]] = field(default_factory=dict)
     chosen: dict[str, Cut | None] = field(default_factory=dict)
+    flow: dict[str, float] = field(default_factory=dict)
+    by_name: dict[str, Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {node.name: node for node in self.graph.nodes}
 
     # ---- cuts ------------------------------------------------------------------------------------
 
@@ -90,44 +103,92 @@ class _Search:
         for node in self.graph.nodes:
             if not isinstance(node.op, Opaque):
                 self.chosen[node.output] = None
-                self.cuts[node.output] = self._cuts_of(node)
+                cuts = self.cuts[node.output] = self._cuts_of(node)
+                own = node.cost.estimate + sum(self.flow.get(name, 0.0) for name in node.inputs)
+                least = min([own, *map(self._flow_of, cuts)])
+                self.flow[node.output] = least / max(len(self.graph.consumers[node.output]), 1)
 
     def _cuts_of(self, node: Node) -> list[Cut]:
-        best: dict[frozenset[str], Cut] = {}
-        for forms in self._combinations(node):
-            form = self.builder.combine(node, forms)
-            if isinstance(form, Refusal):
-                continue
-            cut = self._cut(node.output, form)
-            known = best.get(cut.leaves)
-            if known is None or cut.cost.estimate < known.cost.estimate:
-                best[cut.leaves] = cut
-        ranked = sorted(best.values(), key=lambda cut: (len(cut.leaves), cut.cost.estimate))[:MOST_CUTS]
-        one_step = best.get(frozenset(node.inputs))
-        if one_step is not None and all(cut is not one_step for cut in ranked):
-            ranked.append(one_step)
-        return ranked
+        best: dict[tuple[bool, frozenset[str]], Cut] = {}
+        for inputs in self._combinations(node):
+            for parts in self.builder.parts(node, inputs):
+                cut = self._cut(node, parts)
+                key = len(parts) > 1, cut.leaves
+                if key not in best or cut.cost.estimate < best[key].cost.estimate:
+                    best[key] = cut
+        ranked = sorted(best.items(), key=lambda entry: (len(entry[1].leaves), entry[1].cost.estimate))
+        joined = sorted((cut for (in_parts, _), cut in ranked if in_parts), key=self._promise)[:MOST_JOINED]
+        whole = [cut for (in_parts, _), cut in ranked if not in_parts][:MOST_CUTS]
+        one_step = best.get((False, frozenset(node.inputs)))
+        if one_step is not None and all(cut is not one_step for cut in whole):
+            whole.append(one_step)
+        return whole + joined
 
-    def _combinations(self, node: Node) -> Iterator[tuple[AffineForm, ...]]:
-        partial: list[tuple[frozenset[str], tuple[AffineForm, ...]]] = [(frozenset(), ())]
+    def _flow_of(self, cut: Cut) -> float:
+        """What a cut costs with all that it reads, shared by whoever reads that (the area flow of technology
+        mapping: Manohararajah, Brown and Vranesic 2006); infinite if it is dearer than all that it replaces."""
+        replaced = Cost()
+        for name in dict.fromkeys(name for form in cut.parts for name in form.nodes):
+            replaced += self.by_name[name].cost
+        if cut.cost.is_dearer_than(replaced):
+            return float("inf")
+        return cut.cost.estimate + sum(self.flow.get(leaf, 0.0) for leaf in cut.leaves)
+
+    def _promise(self, cut: Cut) -> tuple[bool, float, float]:
+        """What cuts in parts are ordered by, the best first: among equal flows (but for rounding, in nanoseconds)
+        the one that reaches furthest, since more can be folded into it."""
+        flow = self._flow_of(cut)
+        return flow == float("inf"), round(flow, 0), -cut.cost.estimate
+
+    def _combinations(self, node: Node) -> Iterator[tuple[Parts, ...]]:
+        partial: list[tuple[frozenset[str], tuple[Parts, ...]]] = [(frozenset(), ())]
+        cheapest: list[Parts] = []
         for name in node.inputs:
             leaf = self.builder.leaf(name)
             if isinstance(leaf, Refusal):
                 return
-            options = [leaf, *(cut.form for cut in self.cuts.get(name, ()))]
-            grown = [(seen | form.leaves, (*forms, form)) for seen, forms in partial for form in options]
+            cuts = self.cuts.get(name, [])
+            options: list[Parts] = [(leaf,), *(cut.parts for cut in cuts)]
+            seen_by = [frozenset([name]), *(cut.leaves for cut in cuts)]
+            grown = [
+                (seen | leaves, (*inputs, parts))
+                for seen, inputs in partial
+                for leaves, parts in zip(seen_by, options, strict=True)
+            ]
             direct = grown[0]  # every input from itself: always kept, it is the original node
             grown.sort(key=lambda entry: len(entry[0]))
             partial = [direct, *(entry for entry in grown if entry is not direct)][:MOST_COMBINATIONS]
-        for _, forms in partial:
-            yield forms
+            best = min(cuts, key=self._flow_of, default=None)
+            cheapest.append(best.parts if best else (leaf,))
+        for _, inputs in partial:
+            yield inputs
+        if isinstance(node.op, Concat) and all(inputs != tuple(cheapest) for _, inputs in partial):
+            yield tuple(cheapest)  # the inputs do not depend on each other: the best of each is the best
 
     # ---- costs -----------------------------------------------------------------------------------
 
-    def _cut(self, value: str, form: AffineForm) -> Cut:
-        """``value`` computed from the leaves of ``form``."""
-        output = self.graph.values[value]
-        axis = self.builder.axes[value]
+    def _cut(self, node: Node, parts: Parts) -> Cut:
+        """What ``node`` gives, computed from the leaves of ``parts``."""
+        output = self.graph.values[node.output]
+        axis = self.builder.axes[node.output]
+        cost = Cost()
+        refusals = []
+        shapes = []
+        for form in parts:
+            size = form.bias.size if len(parts) > 1 else output.nominal[axis]
+            shapes.append((*output.nominal[:axis], size, *output.nominal[axis + 1 :]))
+            own, refusal = self._form_cost(form, replace(output, nominal=shapes[-1]), axis)
+            cost += own
+            refusals += [refusal] if refusal else []
+        if len(parts) > 1:
+            joined = elementwise_cost(shapes, output.nominal, output.itemsize)
+            cost += replace(joined, multiply_adds=0)
+        is_concat = len(parts) > 1 and isinstance(node.op, Concat)
+        return Cut(parts, cost, next(iter(refusals), None), is_concat)
+
+    def _form_cost(self, form: AffineForm, output: Value, axis: int) -> tuple[Cost, Refusal | None]:
+        """What it costs to compute ``output``, with its channels on ``axis``, from the leaves of ``form``; and why
+        the framework cannot say it, if it cannot."""
         positions = int(np.prod(_without(output.nominal, axis)))
         cost = Cost()
         refusal = None
@@ -156,11 +217,13 @@ class _Search:
             cost += elementwise_cost(shapes, output.nominal, output.itemsize)
         if not bias_has_a_place:
             cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
-        return Cut(form, cost, refusal)
+        return cost, refusal
 
     def _leaves(self, value: str, chosen: Choice) -> tuple[str, ...]:
         cut = chosen[value]
-        return tuple(cut.form.terms) if cut is not None else self.graph.producer[value].inputs
+        if cut is None:
+            return self.graph.producer[value].inputs
+        return tuple(dict.fromkeys(name for form in cut.parts for name in form.terms))
 
     def _value_cost(self, value: str, chosen: Choice) -> Cost:
         cut = chosen[value]
@@ -195,7 +258,7 @@ class _Search:
             unfit = [
                 (name, cut)
                 for name in component
-                if (cut := self.chosen[name]) is not None and not can_be_stored(cut.form, self.graph.largest)
+                if (cut := self.chosen[name]) is not None and not can_be_stored(cut.parts, self.graph.largest)
             ]
             if not unfit:
                 return
@@ -227,7 +290,7 @@ class _Search:
             return
         inputs = frozenset(self.graph.producer[name].inputs)
         for cut in self.cuts[name]:
-            if cut.leaves != inputs and cut.refusal is None:
+            if cut.leaves != inputs and cut.may_be_chosen:
                 yield {name: cut}
         if name in roots:
             return
@@ -244,7 +307,7 @@ class _Search:
         The cheapest of all may read what would have to be computed anew."""
         without: dict[str, Cut | None] = {}
         for reader in readers:
-            cuts = [cut for cut in self.cuts[reader] if name not in cut.leaves and cut.refusal is None]
+            cuts = [cut for cut in self.cuts[reader] if name not in cut.leaves and cut.may_be_chosen]
             options = [cut for cut in cuts if allowed(cut)]
             if not options:
                 return
@@ -267,22 +330,15 @@ class _Search:
             cut = self.chosen[node.output]
             if cut is None:
                 continue
-            cone = self._cone(node.output, cut.leaves)
+            inside = self._cone(node.output, cut.leaves)
             before = node.cost
-            for inner in cone:
+            for inner in inside:
                 if inner.name in removed and inner.name not in claimed:
                     claimed.add(inner.name)
                     before += inner.cost
-            regions.append(
-                Region(
-                    value=node.output,
-                    form=cut.form,
-                    biased=bool(np.any(cut.form.bias)) or any(_is_biased(inner) for inner in cone),
-                    nodes=tuple(inner.name for inner in cone),
-                    before=before,
-                    after=cut.cost,
-                )
-            )
+            parts = tuple(_part(form, inside) for form in cut.parts)
+            nodes = tuple(inner.name for inner in inside)
+            regions.append(Region(node.output, parts, nodes, before, cut.cost))
         before, after = Cost(), Cost()
         for node in graph.nodes:
             before += node.cost
@@ -309,10 +365,10 @@ class _Search:
             if isinstance(node.op, Opaque) or (node.output in computed and node.output not in replaced):
                 stored.update(node.weights)
         total = sum(stored.values())
-        for region in regions:
-            terms = [term for term in region.form.terms.values() if not term.is_identity]
+        for part in (part for region in regions for part in region.parts):
+            terms = [term for term in part.form.terms.values() if not term.is_identity]
             total += sum(term.size for term in terms)
-            total += region.form.bias.size if terms and region.biased else 0
+            total += part.form.bias.size if terms and part.biased else 0
         return total
 
     def _cone(self, value: str, leaves: frozenset[str]) -> list[Node]:
@@ -343,7 +399,7 @@ class _Search:
         where = f"{producer.name} and {node.name}"
         leaves = frozenset(self._leaves(node.output, self.chosen))
         beyond = (leaves - {leaf}) | set(self._leaves(leaf, self.chosen))
-        merging = [cut for cut in self.cuts[node.output] if cut.leaves <= beyond]
+        merging = [cut for cut in self.cuts[node.output] if cut.leaves <= beyond and not cut.is_concat]
         merged = [cut.cost for cut in merging if cut.refusal is None]
         if not merged and merging and merging[0].refusal is not None:
             return where, merging[0].refusal.reason
@@ -390,7 +446,8 @@ class _Search:
 
     def _form_over(self, value: str, leaves: frozenset[str]) -> AffineForm | None:
         """The form of ``value`` over some of ``leaves``, the fewest."""
-        return next((cut.form for cut in self.cuts.get(value, ()) if cut.leaves <= leaves), None)
+        cuts = self.cuts.get(value, ())
+        return next((cut.parts[0] for cut in cuts if len(cut.parts) == 1 and cut.leaves <= leaves), None)
 
     def _leaf_forms(self, node: Node) -> list[AffineForm]:
         forms = [self.builder.leaf(name) for name in node.inputs]
@@ -417,6 +474,13 @@ def _padded(shape: tuple[int, ...], axis: int, conv: AffineConv) -> tuple[int, .
         window = None if place in (0, axis) else next(windows)
         grown.append(size if window is None else size + window.before + window.after)
     return tuple(grown)
+
+
+def _part(form: AffineForm, inside: list[Node]) -> Part:
+    """A form as part of a region; ``inside`` are the nodes of the whole region, in the order of the graph."""
+    own = [node for node in inside if node.name in form.nodes]
+    biased = bool(np.any(form.bias)) or any(_is_biased(node) for node in own)
+    return Part(form, biased, tuple(node.name for node in own))
 
 
 def _is_biased(node: Node) -> bool:

@@ -14,33 +14,61 @@ from refold.graph.graph import AffineForm
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Region:
-    """One tensor that is computed anew: ``value`` straight from ``form``'s leaves.
+class Part:
+    """Some channels of a tensor, straight from ``form``'s leaves.
 
-    ``biased`` says whether it gets a bias. ``nodes`` are the original steps between the leaves and the
-    value; ``before`` is the cost of those of them that are no longer computed, ``after`` that of what
-    takes their place.
+    ``biased`` says whether they get a bias. ``nodes`` are the original steps between the leaves and them.
+    """
+
+    form: AffineForm
+    biased: bool
+    nodes: tuple[str, ...]
+
+    @property
+    def operator(self) -> str:
+        """What it becomes, in a few words."""
+        words = [describe(term) for term in self.form.terms.values() if not term.is_identity]
+        if not words:
+            return "nothing" if len(self.form.terms) == 1 else "a sum"
+        return " + ".join(words)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """One tensor that is computed anew: ``value``, whose ``parts`` stand one behind the other on its channel axis.
+
+    ``nodes`` are the original steps between the leaves and the value; ``before`` is the cost of those of them that
+    are no longer computed, ``after`` that of what takes their place.
     """
 
     value: str
-    form: AffineForm
-    biased: bool
+    parts: tuple[Part, ...]
     nodes: tuple[str, ...]
     before: Cost
     after: Cost
 
     @property
+    def terms(self) -> tuple[tuple[str, AffineConv], ...]:
+        """Every affine convolution in it, with the value that it reads."""
+        return tuple(term for part in self.parts for term in part.form.terms.items())
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The values that it reads."""
+        return tuple(dict.fromkeys(name for name, _ in self.terms))
+
+    @property
     def laws(self) -> tuple[str, ...]:
         """The laws used, each once, in the order of first use."""
-        return tuple(dict.fromkeys(law for law in self.form.laws if law != "identity"))
+        used = (law for part in self.parts for law in part.form.laws)
+        return tuple(dict.fromkeys(law for law in used if law != "identity"))
 
     @property
     def operator(self) -> str:
         """What takes the region's place, in a few words."""
-        words = [describe(term) for term in self.form.terms.values() if not term.is_identity]
-        if not words:
-            return "nothing" if len(self.form.terms) == 1 else "a sum"
-        return " + ".join(words)
+        words = [part.operator for part in self.parts]
+        return words[0] if len(words) == 1 else f"one behind the other: {'; '.join(words)}"
 
 
 def is_convolution(conv: AffineConv) -> bool:

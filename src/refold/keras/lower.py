@@ -20,6 +20,7 @@ from refold.errors import InputError
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Affine, AffineForm, Gain, Graph, Node, Sum
 from refold.graph.plan import Plan
+from refold.graph.region import Part
 from refold.keras import express
 from refold.keras.lift import Record
 from refold.keras.trace import WITH_ACTIVATION, AnyArray, Call, Constant, Scope, symbolic_tensors
@@ -99,13 +100,13 @@ class _Lowering:
     def is_untouched(self, scope: Scope, inside: list[Call], changed: set[str] | frozenset[str]) -> bool:
         results = {self.name_of(tensor) for tensor in symbolic_tensors(scope.outputs)}
         values = {self.name_of(output) for call in inside for output in call.outputs}
-        read_outside = {leaf for region in self.plan.regions for leaf in region.form.terms}
+        read_outside = {leaf for region in self.plan.regions for leaf in region.leaves}
         return not values & changed and not (values - results) & read_outside
 
     def sources(self, tensor: Any) -> list[Any]:
         region = self.plan.chosen.get(self.name_of(tensor))
         if region is not None:
-            return [self.record.tensors[leaf] for leaf in region.form.terms]
+            return [self.record.tensors[leaf] for leaf in region.leaves]
         producer = self.record.producers.get(id(tensor))
         if producer is None:
             return []
@@ -140,7 +141,7 @@ class _Lowering:
             if region is None:
                 rest.append(output)
             else:
-                self.express(call, output, region.form, region.biased, region.nodes)
+                self.express(call, output, region.parts)
         if not rest:
             return
         node = self.graph.producer.get(self.name_of(call.outputs[0]))
@@ -243,20 +244,32 @@ class _Lowering:
             self.repeat(call)
             return
         biased = isinstance(node.op, Affine) and node.op.biased
-        self.express(call, call.outputs[0], form, biased, (node.name,))
+        self.express(call, call.outputs[0], (Part(form, biased, (node.name,)),))
 
-    def express(self, call: Call, output: Any, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
-        """Add ``sum_i conv_i(leaf_i) + bias`` as plain layers in the place of one result of a step, and the
-        activation if it follows."""
+    def express(self, call: Call, output: Any, parts: tuple[Part, ...]) -> None:
+        """Add the parts of one result of a step, one behind the other, in its place, and the activation if it
+        follows and the last layer has it."""
+        if len(parts) == 1:
+            terms = tuple(parts[0].form.terms.values())
+            fused = self.fused_scope(call) if len(terms) == 1 and not terms[0].is_identity else None
+            self.keep(fused.outputs if fused else output, self.part(output, parts[0], fused))
+            return
+        made = [self.part(output, part) for part in parts]
+        axis = self.forms.axes[self.name_of(output)]
+        join = layers.Concatenate(axis, name=self.unique(f"{call.name}_join"), dtype=output.dtype)
+        self.keep(output, join(made))
+
+    def part(self, output: Any, part: Part, fused: Scope | None = None) -> Any:
+        """``sum_i conv_i(leaf_i) + bias`` as plain layers, with the activation of the layer ``fused``."""
+        form = part.form
         value = self.name_of(output)
-        steps = [self.record.step(node) for node in nodes]
+        steps = [self.record.step(node) for node in part.nodes]
         policy = _policy(steps, output.dtype)
         name = self.region_name(steps)
         dense = any(isinstance(step.operation, _DENSE) for step in steps)
         rank, axis = len(output.shape), self.forms.axes[value]
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
-        fused = self.fused_scope(call) if len(form.terms) == 1 and convolved else None
-        bias = form.bias if biased or np.any(form.bias) else None
+        bias = form.bias if part.biased or np.any(form.bias) else None
         results: list[Any] = []
         for leaf, term in form.terms.items():
             tensor = self.on_axis(leaf, axis, name, policy.compute_dtype if leaf in convolved else None)
@@ -286,7 +299,7 @@ class _Lowering:
             shift = layers.Rescaling(1.0, form.bias.astype(stored).reshape(shape), dtype=policy)
             shift.name = self.unique(f"{name}_shift")
             total = shift(total)
-        self.keep(fused.outputs if fused else output, total)
+        return total
 
     def on_axis(self, leaf: str, axis: int, name: str, cast: str | None) -> Any:
         """The new tensor of ``leaf`` with its channels on ``axis``, for a layer that casts to ``cast``."""
@@ -318,7 +331,7 @@ class _Lowering:
         value = self.name_of(call.outputs[0])
         if self.linear_result(scope) is not call.outputs[0] or value in self.graph.outputs:
             return None
-        if any(value in region.form.terms for region in self.plan.regions):
+        if any(value in region.leaves for region in self.plan.regions):
             return None
         readers = [self.record.step(node.outputs[0]) for node in self.graph.consumers[value]]
         return scope if all(reader.scope is scope for reader in readers) else None

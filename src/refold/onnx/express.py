@@ -126,6 +126,10 @@ class Writer:
             return parts[0]
         return self.node("Add" if len(parts) == 2 else "Sum", parts, f"{name}_sum")
 
+    def joined(self, parts: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
+        """The tensors, one behind the other."""
+        return self.node("Concat", parts, f"{name}_join", {"axis": axis})
+
     def _dense(self, x: ir.Value, conv: AffineConv, bias: Array | None, name: str) -> ir.Value:
         weight = self.constant(f"{name}_weight", conv.kernel.T)
         if bias is None:

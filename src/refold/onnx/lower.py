@@ -16,7 +16,7 @@ from refold.algebra.affine import AffineConv
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan
-from refold.graph.region import Region
+from refold.graph.region import Part, Region
 from refold.onnx.express import Writer
 from refold.onnx.lift import Record
 
@@ -92,20 +92,26 @@ class _Lowering:
         writer = self.writer(old, producer)
         axis = self.forms.axes[region.value]
         rank = len(self.graph.values[region.value].shape)
-        name = self.region_name(region)
-        bias = region.form.bias if region.biased or np.any(region.form.bias) else None
-        holder = next((leaf for leaf, term in region.form.terms.items() if self.takes_bias(leaf, term, axis)), None)
-        parts = []
-        for leaf, term in region.form.terms.items():
-            own = None
-            if leaf == holder:
-                own, bias = bias, None
-            axes = self.forms.axes[leaf], axis
-            parts.append(writer.affine(self.made[leaf], term, own, axes, rank, name))
-        result = writer.shifted(writer.total(parts, name), bias, axis, rank, name)
+        results = [self.part(writer, part, axis, rank) for part in region.parts]
+        name = self.name_for(region.nodes)
+        result = results[0] if len(results) == 1 else writer.joined(results, axis, name)
         if not writer.nodes and old.is_graph_output():
             result = writer.node("Identity", [result], name)
         self.take_over(old, result, producer, writer)
+
+    def part(self, writer: Writer, part: Part, axis: int, rank: int) -> ir.Value:
+        """Write ``sum_i conv_i(leaf_i) + bias``, with its channels on ``axis``."""
+        name = self.name_for(part.nodes)
+        terms = part.form.terms
+        bias = part.form.bias if part.biased or np.any(part.form.bias) else None
+        holder = next((leaf for leaf, term in terms.items() if self.takes_bias(leaf, term, axis)), None)
+        results = []
+        for leaf, term in terms.items():
+            own = None
+            if leaf == holder:
+                own, bias = bias, None
+            results.append(writer.affine(self.made[leaf], term, own, (self.forms.axes[leaf], axis), rank, name))
+        return writer.shifted(writer.total(results, name), bias, axis, rank, name)
 
     def takes_bias(self, leaf: str, term: AffineConv, axis: int) -> bool:
         """Whether the node for a term has a bias of its own: a Conv or a Gemm."""
@@ -141,9 +147,9 @@ class _Lowering:
                 self.made[known] = result
         self.dead.append(producer)
 
-    def region_name(self, region: Region) -> str:
-        """The name of the last convolution or matrix among the region's nodes, else of its last node."""
-        steps = [self.record.nodes[name] for name in region.nodes]
+    def name_for(self, nodes: tuple[str, ...]) -> str:
+        """What takes the place of nodes is named by the last convolution or matrix among them, else by the last."""
+        steps = [self.record.nodes[name] for name in nodes]
         kernels = [step for step in steps if step.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
         last = (kernels or steps)[-1]
         return f"{last.name or last.outputs[0].name}_folded"

@@ -20,6 +20,7 @@ from refold.errors import InputError
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Affine, AffineForm, Graph, Node
 from refold.graph.plan import Plan
+from refold.graph.region import Part
 from refold.paddle import express, source
 from refold.paddle.lift import Record, computed, parameters_of
 from refold.paddle.linear import CONVOLUTIONS, DENSE
@@ -95,7 +96,7 @@ class _Lowering:
             return False
         results = {symbol.name for symbol in symbols(scope.outputs)}
         values = {symbol.name for step in inside for symbol in step.gives}
-        read_outside = {leaf for region in self.plan.regions for leaf in region.form.terms}
+        read_outside = {leaf for region in self.plan.regions for leaf in region.leaves}
         sizes = {
             symbol.name
             for step in self.record.trace.steps
@@ -108,7 +109,7 @@ class _Lowering:
     def sources(self, value: str) -> list[str]:
         region = self.plan.chosen.get(value)
         if region is not None:
-            return list(region.form.terms)
+            return list(region.leaves)
         if value not in self.record.owners:
             return []
         step = self.record.step(value)
@@ -151,7 +152,7 @@ class _Lowering:
         node = self.graph.producer.get(value)
         region = self.plan.chosen.get(value)
         if region is not None:
-            self.express(step, region.form, region.biased, region.nodes)
+            self.express(step, region.parts)
         elif step.layer is not None:
             path = self.layer_at(step.path or step.name, step.layer, computed(step))
             self.call(source.reference(path), step.args, step.kwargs, step.outputs, path)
@@ -240,12 +241,20 @@ class _Lowering:
         if isinstance(form, Refusal):
             raise InputError(f"the layer '{step.name}' cannot be rebuilt: {form.reason}")
         assert isinstance(node.op, Affine)
-        self.express(step, form, node.op.biased, (node.name,))
+        self.express(step, (Part(form, node.op.biased, (node.name,)),))
 
-    def express(self, step: Step, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
-        """Write ``sum_i conv_i(leaf_i) + bias`` as plain layers."""
+    def express(self, step: Step, parts: tuple[Part, ...]) -> None:
+        """Write the parts of what a step gives, one behind the other."""
         symbol = step.gives[0]
-        steps = [self.record.step(self.output_of(node)) for node in nodes]
+        texts, paths = zip(*(self.part(symbol, part) for part in parts), strict=True)
+        axis = self.forms.axes[symbol.name]
+        text = texts[0] if len(parts) == 1 else f"paddle.concat([{', '.join(texts)}], {axis})"
+        self.assign(text, symbol, paths[0] or symbol.name)
+
+    def part(self, symbol: Symbol, part: Part) -> tuple[str, str]:
+        """``sum_i conv_i(leaf_i) + bias`` as plain layers: the source that computes it, and where they are."""
+        form = part.form
+        steps = [self.record.step(self.output_of(node)) for node in part.nodes]
         wanted = self.region_path(symbol, steps)
         rank, axis = len(symbol.shape), self.forms.axes[symbol.name]
         tensors = [tensor for s in steps for tensor in parameters_of(s)]
@@ -254,7 +263,7 @@ class _Lowering:
         dense = any(primitive.name in DENSE for s in steps for primitive in s.inside)
         inner = axis if axis in (1, rank - 1) else 1  # Paddle's layers have channels first or last
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
-        bias = form.bias if biased or np.any(form.bias) else None
+        bias = form.bias if part.biased or np.any(form.bias) else None
         results = []
         for leaf, term in form.terms.items():
             if leaf not in convolved:
@@ -279,7 +288,7 @@ class _Lowering:
             shape = express.shift_shape(form.bias.size, axis, rank)
             self.parts[path] = parameter(form.bias.reshape(shape), symbol.dtype, trainable)
             text = f"{text} + {source.reference(path)}"
-        self.assign(text, symbol, wanted or symbol.name)
+        return text, wanted
 
     def output_of(self, node: str) -> str:
         return next(n.outputs[0] for n in self.graph.nodes if n.name == node)

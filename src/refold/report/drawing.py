@@ -73,11 +73,7 @@ def after(plan: Plan) -> Picture:
             continue
         laws = ", ".join(region.laws) or "identity"
         title = f"{region.value}: {len(region.nodes)} steps by {laws} became: {region.operator}"
-        items.append(
-            Item(
-                region.value, tuple(region.form.terms), region.operator.split(",")[0], title, numbers[region.value]
-            )
-        )
+        items.append(Item(region.value, region.leaves, region.operator.split(",")[0], title, numbers[region.value]))
     return _placed(items)
 
 

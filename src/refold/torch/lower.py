@@ -20,6 +20,7 @@ from refold.errors import InputError
 from refold.graph.forms import FormBuilder, form_builder
 from refold.graph.graph import Affine, AffineForm, Graph
 from refold.graph.plan import Plan
+from refold.graph.region import Part
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch import express, functions
@@ -128,7 +129,7 @@ class _Lowering:
         if values & changed:
             return False
         numbers = {id(step) for step in inside}
-        read_outside = {leaf for region in self.plan.regions for leaf in region.form.terms}
+        read_outside = {leaf for region in self.plan.regions for leaf in region.leaves}
         read_outside |= {symbol.name for symbol in symbols(self.record.trace.outputs)}
         for step in self.record.trace.steps:
             if id(step) not in numbers:
@@ -142,7 +143,7 @@ class _Lowering:
     def sources(self, value: str) -> list[str]:
         region = self.plan.chosen.get(value)
         if region is not None:
-            return list(region.form.terms)
+            return list(region.leaves)
         step = self.record.owners.get(value)
         if step is None:
             return []
@@ -220,12 +221,12 @@ class _Lowering:
         for symbol in step.gives:
             region = self.plan.chosen.get(symbol.name)
             if region is not None and symbol.name in self.needed:
-                self.express(symbol, region.form, region.biased, region.nodes)
+                self.express(symbol, region.parts)
         if all(symbol.name in self.made or symbol.name not in self.needed for symbol in step.gives):
             return
-        form = self.form_of_computed(step)
-        if form is not None:
-            self.express(step.gives[0], form, self.is_biased(step), (self.graph.producer[step.gives[0].name].name,))
+        computed = self.part_of_computed(step)
+        if computed is not None:
+            self.express(step.gives[0], (computed,))
         elif step.module is not None:
             self.call_module(
                 step.name.removeprefix(self.record.prefix), step.module, step.args, step.kwargs, step.outputs
@@ -380,22 +381,28 @@ class _Lowering:
 
     # ---- what is expressed anew ------------------------------------------------------------------
 
-    def is_biased(self, step: Step) -> bool:
-        op = self.graph.producer[step.gives[0].name].op
-        return isinstance(op, Affine) and op.biased
-
-    def form_of_computed(self, step: Step) -> AffineForm | None:
+    def part_of_computed(self, step: Step) -> Part | None:
         """What a step is, if its weights are computed and it can be written as a module with plain ones."""
         node = self.graph.producer.get(step.gives[0].name)
         if node is None or not isinstance(node.op, Affine) or not evaluated(self.graph, step):
             return None
         leaves = [self.forms.leaf(name) for name in node.inputs]
         form = self.forms.combine(node, [leaf for leaf in leaves if isinstance(leaf, AffineForm)])
-        return form if isinstance(form, AffineForm) else None
+        return Part(form, node.op.biased, (node.name,)) if isinstance(form, AffineForm) else None
 
-    def express(self, symbol: Symbol, form: AffineForm, biased: bool, nodes: tuple[str, ...]) -> None:
+    def express(self, symbol: Symbol, parts: tuple[Part, ...]) -> None:
+        """Write the parts of a value, one behind the other."""
+        made = [self.part(symbol, part) for part in parts]
+        axis = self.forms.axes[symbol.name]
+        total = made[0] if len(made) == 1 else self.fx.call_function(torch.cat, (made, axis))
+        if symbol.dense and total.op == "call_function" and total.target is torch.movedim:
+            total = self.fx.call_method("contiguous", (total,))
+        self.made[symbol.name] = total
+
+    def part(self, symbol: Symbol, part: Part) -> Any:
         """Write ``sum_i conv_i(leaf_i) + bias`` as plain modules."""
-        steps = [self.record.owners[self.output_of(node)] for node in nodes]
+        form = part.form
+        steps = [self.record.owners[self.output_of(node)] for node in part.nodes]
         wanted = self.region_path(symbol, steps)
         rank, axis = len(symbol.shape), self.forms.axes[symbol.name]
         tensors = [tensor for s in steps for tensor in parameters_of(s)]
@@ -406,7 +413,7 @@ class _Lowering:
         # After these a pointwise map is written as a Linear, as the user wrote it.
         dense = any(s.what in DENSE for s in steps)
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
-        bias = form.bias if biased or np.any(form.bias) else None
+        bias = form.bias if part.biased or np.any(form.bias) else None
         results = []
         for leaf, term in form.terms.items():
             own = self.forms.axes[leaf]
@@ -435,9 +442,7 @@ class _Lowering:
             total = self.fx.call_function(operator.add, (total, result))
         if not convolved and np.any(form.bias):
             total = self.scaled(total, np.ones_like(form.bias), form.bias, axis, rank, wanted, like, trainable)
-        if symbol.dense and total.op == "call_function" and total.target is torch.movedim:
-            total = self.fx.call_method("contiguous", (total,))
-        self.made[symbol.name] = total
+        return total
 
     def scaled(
         self,
