@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from refold.weights import Normalization, Parts, Rows, fit_rows, method, widen, working_dtype
+from refold.torch.namespace import TORCH
+from refold.torch.rows import as_matrix, as_weight, compose, decompose
+from refold.weights import Normalization, Parts, Rows, fit_rows, method, working_dtype
 
 # Which axes of a stored weight number the output units, by kind of module and by the weight's name.
 UNIT_AXES: dict[type, tuple[int, ...]] = {
@@ -28,47 +30,6 @@ _NAMED_ROWS: dict[type, tuple[str, ...]] = {
     nn.RNNCellBase: ("weight_ih", "weight_hh"),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
-
-
-@final
-class _Torch:
-    """torch's functions under the names and with the arguments that :mod:`refold.weights` uses."""
-
-    abs = staticmethod(torch.abs)
-    clip = staticmethod(torch.clip)
-    floor = staticmethod(torch.floor)
-    log2 = staticmethod(torch.log2)
-    matmul = staticmethod(torch.matmul)
-    ones_like = staticmethod(torch.ones_like)
-    power = staticmethod(torch.pow)
-    reshape = staticmethod(torch.reshape)
-    sqrt = staticmethod(torch.sqrt)
-    transpose = staticmethod(torch.permute)
-    where = staticmethod(torch.where)
-    zeros_like = staticmethod(torch.zeros_like)
-
-    def cast(self, x: Any, dtype: str) -> Any:
-        """``x`` in another type."""
-        return x.to(getattr(torch, dtype))
-
-    def stop_gradient(self, x: Any) -> Any:
-        """``x`` as a constant."""
-        return x.detach()
-
-    def max(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The largest entry along an axis."""
-        return torch.amax(x, dim=axis, keepdim=keepdims)
-
-    def mean(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The mean along an axis."""
-        return torch.mean(x, dim=axis, keepdim=keepdims)
-
-    def sum(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The sum along an axis."""
-        return torch.sum(x, dim=axis, keepdim=keepdims)
-
-
-TORCH: Any = _Torch()
 
 
 class NormalizedWeight(nn.Module):
@@ -96,32 +57,28 @@ class NormalizedWeight(nn.Module):
 
     def forward(self, direction: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
         """The weight, in the shape and type of ``direction``."""
-        columns = [part.reshape(-1, 1) for part in parts]
-        gain = columns.pop(0) if self.gain else None
-        offset = columns.pop(0) if self.offset else None
-        matrix = self._composed(self._matrix(direction), gain, offset)
-        weight: torch.Tensor = self.rows.from_matrix(TORCH, matrix).reshape(direction.shape)
-        return weight.to(direction.dtype)
+        remaining = list(parts)
+        gain = remaining.pop(0) if self.gain else None
+        offset = remaining.pop(0) if self.offset else None
+        if self.method is not None:
+            return compose(self.method, self.rows, direction, gain, offset)
+        normalized = self._normalized(direction)
+        normalized = normalized if gain is None else normalized * gain.reshape(-1, 1)
+        normalized = normalized if offset is None else normalized + offset.reshape(-1, 1)
+        return as_weight(self.rows, normalized, direction)
 
     def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Direction, gain and offset with which :meth:`forward` gives ``weight``."""
-        matrix = self._matrix(weight)
         if self.method is not None:
-            parts = self.method.decompose(TORCH, matrix)
+            parts = decompose(self.method, self.rows, weight)
         else:
-            parts = fit_rows(TORCH, self._composed(matrix, None, None), matrix, offset=self.offset)
+            parts = fit_rows(TORCH, self._normalized(weight), as_matrix(self.rows, weight), offset=self.offset)
         return (weight.detach().clone(), *self._used(parts))
 
-    def _matrix(self, weight: torch.Tensor) -> Any:
-        return self.rows.to_matrix(TORCH, widen(TORCH, weight.reshape(self.rows.shape)))
-
-    def _composed(self, matrix: Any, gain: Any, offset: Any) -> Any:
-        if self.method is not None:
-            return self.method.compose(TORCH, matrix, gain, offset)
+    def _normalized(self, weight: torch.Tensor) -> torch.Tensor:
         assert self.normalizer is not None
-        normalized = self.normalizer(matrix)
-        normalized = normalized if gain is None else normalized * gain
-        return normalized if offset is None else normalized + offset
+        normalized: torch.Tensor = self.normalizer(as_matrix(self.rows, weight))
+        return normalized
 
     def _used(self, parts: Parts) -> list[torch.Tensor]:
         wide = getattr(torch, working_dtype(str(self.dtype).removeprefix("torch.")))

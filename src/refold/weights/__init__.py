@@ -22,7 +22,7 @@ from refold.weights.conventions import (
 from refold.weights.fit import fit_rows
 from refold.weights.low_rank import LowRank, LowRankParts
 from refold.weights.magnitude import MagnitudePreserving
-from refold.weights.method import Normalization
+from refold.weights.method import Normalization, Pulled, composed, pulled
 from refold.weights.namespace import NUMPY, Array, MatrixNamespace, Namespace, dtype_name, widen, working_dtype
 from refold.weights.orthogonal import Orthogonal, OrthogonalParts
 from refold.weights.rms import RootMeanSquare
@@ -80,6 +80,7 @@ __all__ = [
     "Orthogonal",
     "OrthogonalParts",
     "Parts",
+    "Pulled",
     "RootMeanSquare",
     "Rows",
     "Spectral",
@@ -88,9 +89,11 @@ __all__ = [
     "TimmStandardization",
     "Unit",
     "activation_gain",
+    "composed",
     "dtype_name",
     "fit_rows",
     "method",
+    "pulled",
     "spectral_error",
     "widen",
     "working_dtype",

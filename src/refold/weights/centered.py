@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import final
 
 from refold.weights.activations import activation_gain
-from refold.weights.centering import center_rows
-from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor
+from refold.weights.method import Normalization, Size
+from refold.weights.namespace import Array, Namespace
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Centered:
+class Centered(Normalization):
     """``w = g * a * (v - mean(v)) / (|v - mean(v)| + epsilon) + offset``, with the Euclidean norm of each row.
 
     Sources: Huang et al., "Centered Weight Normalization in Accelerating Training of Deep Neural Networks", ICCV
@@ -41,20 +40,7 @@ class Centered:
         """True: without an offset the row's mean is lost."""
         return True
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, offset)``: the weight itself, ``(|v - mean(v)| + epsilon) / a``, ``mean(v)``."""
-        rows = widen(xp, weight)
-        parts, scale, mean = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), mean * scale)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """The formula above; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale, mean = center_rows(xp, rows)
-        parts = divisor(xp, values, scale, epsilon=self.epsilon, average=False)
-        return Divisor(parts.values, parts.size / activation_gain(self.activation)), scale, mean
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``(|c| + epsilon) / a``, with the norm of the centered row."""
+        slope = 1 / activation_gain(self.activation)
+        return Size((norm + self.epsilon / scale) * slope, slope)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import final
 
 from refold.weights.activations import activation_gain
-from refold.weights.centering import center_rows
-from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor
+from refold.weights.method import Normalization, Size
+from refold.weights.namespace import Array, Namespace
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class OfficialStandardization:
+class OfficialStandardization(Normalization):
     """``w = g * (v - mean(v)) / (s + epsilon) + offset``, with the unbiased standard deviation ``s`` of each row.
 
     Source: the code that its authors published with Qiao et al., "Weight Standardization", arXiv 1903.10520. A
@@ -37,29 +36,15 @@ class OfficialStandardization:
         """True: without an offset the row's mean is lost."""
         return True
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, offset)``: the weight itself, ``s + epsilon``, and ``mean(v)``."""
-        rows = widen(xp, weight)
-        parts, scale, mean = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), mean * scale)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """The formula above; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale, mean = center_rows(xp, rows)
-        bessel = math.sqrt(1 - 1 / max(2, rows.shape[-1]))
-        parts = divisor(xp, values, scale, epsilon=self.epsilon * bessel, average=True)
-        return Divisor(parts.values, parts.size / bessel), scale, mean
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``|c| / sqrt(fan_in - 1) + epsilon``, with the norm of the centered row."""
+        slope = 1 / math.sqrt(max(1, fan_in - 1))
+        return Size(norm * slope + self.epsilon / scale, slope)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class TimmStandardization:
+class TimmStandardization(Normalization):
     """``w = g * (v - mean(v)) / sqrt(var(v) + epsilon) + offset``; if ``scaled``, times ``a / sqrt(fan_in)``.
 
     Source: ``StdConv2d`` and ``ScaledStdConv2d`` of the library timm. ``a`` is the gain of the ``activation`` in
@@ -82,37 +67,20 @@ class TimmStandardization:
         """True: without an offset the row's mean is lost."""
         return True
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, offset)``: the weight itself, the divisor, and ``mean(v)``."""
-        rows = widen(xp, weight)
-        parts, size_scale, mean = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, size_scale), mean)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """The formula above; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale, mean = center_rows(xp, rows)
-        root = math.sqrt(self.epsilon)
-        # In units of the row a root much above it would overflow once squared, so units are at least the root's.
-        floor = 2.0 ** math.ceil(math.log2(root)) if root else 0.0
-        units = xp.where(scale < floor, floor * xp.ones_like(scale), scale)
-        values = values * (scale / units)
-        square = xp.mean(values * values, axis=-1, keepdims=True) + (root / units) ** 2
-        constant = xp.max(xp.abs(values), axis=-1, keepdims=True) <= 0
-        size = xp.sqrt(xp.where(constant, xp.ones_like(square), square))
-        if self.scaled:
-            size = size * (math.sqrt(rows.shape[-1]) / activation_gain(self.activation))
-        return Divisor(values, size), units, mean * scale
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``sqrt(|c|^2 / fan_in + epsilon)`` of the centered row; if scaled, times ``sqrt(fan_in) / a``."""
+        factor = math.sqrt(fan_in) / activation_gain(self.activation) if self.scaled else 1.0
+        root = math.sqrt(self.epsilon) / scale + xp.zeros_like(norm)
+        # In units of the row a root much above it would overflow once squared.
+        units = xp.where(root > 1, root, xp.ones_like(root))
+        deviation = norm / math.sqrt(fan_in)
+        size = units * xp.sqrt((deviation / units) ** 2 + (root / units) ** 2)
+        return Size(factor * size, factor / math.sqrt(fan_in) * (deviation / size))
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class DeepMindScaledStandardization:
+class DeepMindScaledStandardization(Normalization):
     """``w = g * (v - mean(v)) / sqrt(max(fan_in * var(v), epsilon)) + offset``.
 
     Source: the code published with Brock et al., "High-Performance Large-Scale Image Recognition Without
@@ -127,21 +95,8 @@ class DeepMindScaledStandardization:
         """True: without an offset the row's mean is lost."""
         return True
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, offset)``: the weight itself, the divisor, and ``mean(v)``."""
-        rows = widen(xp, weight)
-        parts, scale, mean = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), mean * scale)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """The formula above; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale, mean = center_rows(xp, rows)
-        parts = divisor(xp, values, scale, epsilon=0.0, average=False)
-        smallest = math.sqrt(self.epsilon) / scale
-        return Divisor(parts.values, xp.where(parts.size < smallest, smallest, parts.size)), scale, mean
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``max(|c|, sqrt(epsilon))``, with the norm of the centered row."""
+        smallest = math.sqrt(self.epsilon) / scale + xp.zeros_like(norm)
+        below = norm < smallest
+        return Size(xp.where(below, smallest, norm), xp.where(below, xp.zeros_like(norm), xp.ones_like(norm)))

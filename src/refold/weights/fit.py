@@ -15,7 +15,7 @@ def fit_rows(xp: Namespace, normalized: Array, weight: Array, *, offset: bool) -
     """
     source = widen(xp, normalized)
     target = widen(xp, weight)
-    values, scale = scale_rows(xp, target)
+    values, scale, _ = scale_rows(xp, target)
     source_mean = target_mean = None
     if offset:
         source_mean = xp.mean(source, axis=-1, keepdims=True)

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor, scale_rows
+from refold.weights.method import Normalization, Size
+from refold.weights.namespace import Array, Namespace
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class MagnitudePreserving:
+class MagnitudePreserving(Normalization):
     """``w = g / sqrt(fan_in) * v / (rms(v) + epsilon)``, with ``rms(v) = |v| / sqrt(fan_in)`` of each row.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2), arXiv
@@ -31,24 +31,10 @@ class MagnitudePreserving:
         """False: the row's mean stays."""
         return False
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, None)``: the weight itself, and ``sqrt(fan_in) * (rms(v) + epsilon)``."""
-        rows = widen(xp, weight)
-        parts, scale = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), None)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """The formula above, plus ``offset``; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``|v| + sqrt(fan_in) * epsilon``."""
+        return Size(norm + math.sqrt(fan_in) * self.epsilon / scale, 1.0)
 
     def force(self, xp: Namespace, direction: Array) -> Array:
         """``v / (rms(v) + epsilon)``: the rows to store in the place of ``direction`` after a training step."""
         return self.compose(xp, direction) * math.sqrt(direction.shape[-1])
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array]:
-        values, scale = scale_rows(xp, rows)
-        epsilon = self.epsilon * math.sqrt(rows.shape[-1])
-        return divisor(xp, values, scale, epsilon=epsilon, average=False), scale

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
-from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor, scale_rows
+from refold.weights.method import Normalization, Size
+from refold.weights.namespace import Array, Namespace
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class RootMeanSquare:
+class RootMeanSquare(Normalization):
     """``w = g * v / (rms(v) + epsilon)``, with ``rms(v) = |v| / sqrt(fan_in)`` of each row.
 
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, section 3, equation 4,
@@ -28,19 +29,7 @@ class RootMeanSquare:
         """False: the row's mean stays."""
         return False
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, None)``: the weight itself, and ``g = rms(v) + epsilon``."""
-        rows = widen(xp, weight)
-        parts, scale = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), None)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """``g * v / (rms(v) + epsilon) + offset``; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array]:
-        values, scale = scale_rows(xp, rows)
-        return divisor(xp, values, scale, epsilon=self.epsilon, average=True), scale
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``|v| / sqrt(fan_in) + epsilon``."""
+        slope = 1 / math.sqrt(fan_in)
+        return Size(norm * slope + self.epsilon / scale, slope)

@@ -52,13 +52,22 @@ class Rows:
 
     def to_matrix(self, xp: Namespace, weight: Array) -> Array:
         """A weight of ``shape`` as a matrix ``(units, fan_in)``."""
+        if self._stored_in_order:
+            return xp.reshape(weight, (self.units, -1))
         return xp.reshape(xp.transpose(weight, self._order), (self.units, self.fan_in))
 
     def from_matrix(self, xp: Namespace, matrix: Array) -> Array:
         """The inverse of :meth:`to_matrix`."""
+        if self._stored_in_order:
+            return xp.reshape(matrix, self.shape)
         order = self._order
         back = tuple(order.index(axis) for axis in range(len(order)))
         return xp.transpose(xp.reshape(matrix, tuple(self.shape[axis] for axis in order)), back)
+
+    @property
+    def _stored_in_order(self) -> bool:
+        """Whether the units' axes come first, so that nothing has to be moved."""
+        return self.unit_axes == tuple(range(len(self.unit_axes)))
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -17,12 +17,14 @@ from refold.weights.namespace import Array, Namespace, dtype_name
 class ScaledRows(NamedTuple):
     """``values * scale`` are the rows; the largest magnitude in a row of ``values`` is about 1.
 
-    A row without any number of normal size (zeros, subnormal numbers, which some processors read as zeros)
-    has zero values and scale 1. ``values`` is ``(units, fan_in)``, ``scale`` ``(units, 1)``.
+    ``inverse`` is that of ``scale``. A row without any number of normal size (zeros, subnormal numbers, which some
+    processors read as zeros) has zero values, scale 1 and inverse 0. ``values`` is ``(units, fan_in)``, the others
+    are ``(units, 1)``.
     """
 
     values: Array
     scale: Array
+    inverse: Array
 
 
 class Parts(NamedTuple):
@@ -44,52 +46,21 @@ def scale_rows(xp: Namespace, rows: Array) -> ScaledRows:
     one = xp.ones_like(largest)
     empty = largest < float(limits.tiny)
     exponent = xp.floor(xp.log2(xp.where(empty, one, largest)))
-    # log2 may round up to the exponent of infinity.
-    exponent = xp.clip(exponent, float(limits.minexp), float(limits.maxexp - 1))
+    # Where the inverse is a number of normal size too: some processors read others as zeros.
+    exponent = xp.clip(exponent, float(limits.minexp), float(-limits.minexp))
     # Not exp2, which XLA rounds.
     scale = xp.power(one + one, exponent)
-    values = xp.where(empty, xp.zeros_like(rows), rows / scale)
-    return ScaledRows(values, scale)
+    # One product per weight: a division, or a choice, costs several times as much.
+    inverse = xp.where(empty, xp.zeros_like(scale), one / scale)
+    return ScaledRows(rows * inverse, scale, inverse)
 
 
-class Divisor(NamedTuple):
-    """What scaled values are divided by; ``values`` are 0 in rows that have no direction."""
-
-    values: Array
-    size: Array
-
-
-def divisor(xp: Namespace, values: Array, scale: Array, *, epsilon: float, average: bool) -> Divisor:
-    """The root of the sum (or, with ``average``, of the mean) of squares of each row, plus ``epsilon``.
-
-    ``epsilon`` counts in the units of the weight, so it is divided by ``scale`` as the values are. Rows of zeros
-    have no direction: their values stay 0 and their root is put to 1, so that neither they nor their gradients
-    divide by zero.
-    """
-    reduce = xp.mean if average else xp.sum
-    square = reduce(values * values, axis=-1, keepdims=True)
-    empty = square <= 0
-    one = xp.ones_like(square)
-    root = xp.sqrt(xp.where(empty, one, square))
-    size = root + epsilon / scale if epsilon else root
-    return Divisor(xp.where(empty, xp.zeros_like(values), values), xp.where(empty, one, size))
-
-
-def composed(xp: Namespace, parts: Divisor, gain: Array | None, offset: Array | None) -> Array:
-    """``gain * values / size + offset``, in an order that is exact where the gain came from ``decompose``."""
-    if gain is None:
-        rows = parts.values / parts.size
-    else:
-        rows = parts.values * (gain / parts.size)
-    return rows if offset is None else rows + offset
-
-
-def attached_gain(xp: Namespace, parts: Divisor, scale: Array) -> Array:
-    """The gain that gives rows their size back: 0 where there is no direction.
+def attached_gain(xp: Namespace, values: Array, size: Array, scale: Array) -> Array:
+    """The gain that gives rows their size back, which counts in units of ``scale``: 0 where there is no direction.
 
     A size beyond the largest number is given as that number, so that it stays finite.
     """
-    empty = xp.max(xp.abs(parts.values), axis=-1, keepdims=True) <= 0
+    empty = xp.max(xp.abs(values), axis=-1, keepdims=True) <= 0
     largest = float(np.finfo(dtype_name(scale)).max) / xp.where(scale > 1, scale, xp.ones_like(scale))
-    gain = xp.where(parts.size > largest, largest, parts.size) * scale
+    gain = xp.where(size > largest, largest, size) * scale
     return xp.where(empty, xp.zeros_like(gain), gain)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.weights.namespace import Array, MatrixNamespace, widen
-from refold.weights.scaling import divisor, scale_rows
+from refold.weights.scaling import scale_rows
 
 
 class SpectralState(NamedTuple):
@@ -97,12 +97,12 @@ def _sigma_in_float64(rows: npt.NDArray[Any], state: SpectralState) -> npt.NDArr
 
 def _scaled(xp: MatrixNamespace, rows: Array) -> tuple[Array, Array]:
     """The matrix over a power of two near its largest magnitude, and that power ``(1, 1)``."""
-    values, scale = scale_rows(xp, xp.reshape(rows, (1, rows.shape[0] * rows.shape[1])))
+    values, scale, _ = scale_rows(xp, xp.reshape(rows, (1, rows.shape[0] * rows.shape[1])))
     return xp.reshape(values, (rows.shape[0], rows.shape[1])), scale
 
 
 def _unit_or(xp: MatrixNamespace, row: Array, otherwise: Array) -> Array:
-    values, scale = scale_rows(xp, row)
-    parts = divisor(xp, values, scale, epsilon=0.0, average=False)
-    empty = xp.max(xp.abs(parts.values), axis=-1, keepdims=True) <= 0
-    return xp.where(empty, otherwise, parts.values / parts.size)
+    values = scale_rows(xp, row).values
+    square = xp.sum(values * values, axis=-1, keepdims=True)
+    empty = square <= 0
+    return xp.where(empty, otherwise, values / xp.sqrt(xp.where(empty, xp.ones_like(square), square)))

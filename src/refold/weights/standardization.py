@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
-from refold.weights.centering import center_rows
-from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Divisor, Parts, attached_gain, composed, divisor
+from refold.weights.method import Normalization, Size
+from refold.weights.namespace import Array, Namespace
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Standardization:
+class Standardization(Normalization):
     """``w = g * (v - mean(v)) / (std(v) + epsilon) + offset``, for each row: LayerNorm of the weights.
 
     Source: Qiao et al., "Weight Standardization", arXiv 1903.10520, section 3, equations 2 to 4, and Ba et al.,
@@ -31,19 +31,7 @@ class Standardization:
         """True: without an offset the row's mean is lost."""
         return True
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
-        """``(direction, gain, offset)``: the weight itself, ``std(v) + epsilon``, and ``mean(v)``."""
-        rows = widen(xp, weight)
-        parts, scale, mean = self._divisor(xp, rows)
-        return Parts(rows, attached_gain(xp, parts, scale), mean * scale)
-
-    def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
-    ) -> Array:
-        """``g * (v - mean(v)) / (std(v) + epsilon) + offset``; ``gain`` and ``offset`` are ``(units, 1)``."""
-        parts, _, _ = self._divisor(xp, widen(xp, direction))
-        return composed(xp, parts, gain, offset)
-
-    def _divisor(self, xp: Namespace, rows: Array) -> tuple[Divisor, Array, Array]:
-        values, scale, mean = center_rows(xp, rows)
-        return divisor(xp, values, scale, epsilon=self.epsilon, average=True), scale, mean
+    def size(self, xp: Namespace, norm: Array, fan_in: int, scale: Array | float = 1.0) -> Size:
+        """``|c| / sqrt(fan_in) + epsilon``, with the norm of the centered row."""
+        slope = 1 / math.sqrt(fan_in)
+        return Size(norm * slope + self.epsilon / scale, slope)
