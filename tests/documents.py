@@ -14,7 +14,7 @@ RUN_ON = {
     "keras": ("README.md", "docs/keras.md", "docs/weight-normalization.md"),
     "onnx": ("docs/onnx.md",),
     "paddle": ("docs/paddle.md",),
-    "torch": ("docs/torch.md", "docs/certificate.md"),
+    "torch": ("docs/torch.md", "docs/certificate.md", "docs/weight-normalization-tutorial.md"),
 }
 
 
