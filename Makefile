@@ -7,7 +7,7 @@ BENCH_TORCH := .venv-bench-torch/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
 	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
+	@echo "make bench-weights  what weight normalization costs in PyTorch, against its peers"
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
@@ -82,7 +83,7 @@ docs: .venv/ready
 	@echo "The documentation is in docs/_build/index.html"
 
 # Every benchmark, one after the other: a new one is one name here and one target below.
-BENCHMARKS := bench-keras bench-torch
+BENCHMARKS := bench-keras bench-torch bench-weights
 bench: $(BENCHMARKS)
 
 bench-keras: .venv/ready
@@ -92,6 +93,10 @@ bench-keras: .venv/ready
 bench-torch: .venv-bench-torch/ready
 	$(BENCH_TORCH) benchmarks/torch_models.py
 	$(BENCH_TORCH) benchmarks/tables.py
+
+bench-weights: .venv/ready
+	$(TEST) benchmarks/weights.py
+	$(TEST) benchmarks/tables.py
 
 clean:
 	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
