@@ -95,7 +95,7 @@ bench-torch: .venv-bench-torch/ready
 	$(BENCH_TORCH) benchmarks/tables.py
 
 bench-weights: .venv/ready
-	$(TEST) benchmarks/weights.py
+	$(TEST) benchmarks/weight_normalization.py
 	$(TEST) benchmarks/tables.py
 
 clean:

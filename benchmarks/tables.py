@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sections import keras_blocks, torch_models, weights
+from sections import keras_blocks, torch_models, weight_normalization
 from sections.markdown import table
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "keras_blocks": keras_blocks.section,
     "torch_models": torch_models.section,
-    "weights": weights.section,
+    "weight_normalization": weight_normalization.section,
 }
 
 # The benchmarks that the README quotes, and the rows that it takes.

@@ -2,7 +2,7 @@
 
 Run with ``make bench-weights``. All forms of a layer run in turn (A B C ... A B C ...) in one process on one
 thread; a ratio is the median, over the rounds, of a form's seconds over the plain layer's. timm's ``StdConv2d``
-is written here from its formula, for Linear too. Writes ``benchmarks/results/weights.json``.
+is written here from its formula, for Linear too. Writes ``benchmarks/results/weight_normalization.json``.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> int:
             row[mode] = _measured(name, repeats, compiled=mode == "compiled")
             print(name, mode, {form: round(found["median"], 2) for form, found in row[mode].items()}, flush=True)
         rows.append(row)
-    write("weights", {**environment("torch"), "threads": 1, "rounds": repeats, "rows": rows})
+    write("weight_normalization", {**environment("torch"), "threads": 1, "rounds": repeats, "rows": rows})
     return 0
 
 
