@@ -1,86 +1,22 @@
-"""Reports: readable, safe with hostile names, with nothing from outside."""
+"""Reports in the terminal, as Markdown and in notebooks: complete, and safe with hostile names."""
 
 from __future__ import annotations
 
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_up import HOSTILE, certificate, plan
+from made_up import HOSTILE, certificate, plan, proved, timing
+from test_page import Outline
 
 from refold.algebra.cost import Cost
 from refold.bench import summarize
 from refold.report import markdown, terminal
-from refold.report.page import Page, Training, render
-
-
-def timing() -> object:
-    return summarize([2.0, 2.2], [1.0, 1.1], batch=1, costs=(Cost(10, 10, 2), Cost(5, 5, 1)), parameters=(9, 4))
-
-
-def page() -> str:
-    training = Training((1.0, 0.5), (0.5, 0.9), 0.9, 0.9, {HOSTILE: 0.5})
-    return render(Page(HOSTILE, plan(name=HOSTILE), certificate(HOSTILE), timing(), training))  # type: ignore[arg-type]
-
-
-class Outline(HTMLParser):
-    """The tags of a page, and whether they close in order."""
-
-    VOID = ("meta", "br", "path", "rect", "polyline", "circle", "line", "i")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
-def test_page_is_whole_and_has_nothing_from_outside() -> None:
-    html = page()
-    outline = Outline()
-    outline.feed(html)
-    assert not outline.open
-    assert not re.search(r"(src|href)=|url\(|@import", html)
-    assert "default-src 'none'" in html
-    assert {"title", "h1", "h2", "svg"} <= set(outline.tags)
-    assert 'lang="en"' in html
-    assert html.count('aria-label="') >= 4
-    assert "<li>a note on &lt;script&gt;" in html
-
-
-def test_hostile_names_stay_text() -> None:
-    html = page()
-    assert "<script" not in html
-    assert "\x1b" not in html
-    assert "&lt;script&gt;" in html
-
-
-def test_verdict_comes_first() -> None:
-    html = page()
-    assert html.index("Refuted: not the same function") < html.index("What was gained") < html.index("The network")
-
-
-def test_page_of_two_hundred_layers_stays_small() -> None:
-    assert len(render(Page("large", plan(blocks=200)))) < 1_000_000
-
-
-def test_parts_that_are_not_there_are_left_out() -> None:
-    html = render(Page("only a certificate", certificate=certificate()))
-    assert "The network" not in html
-    assert "Training" not in html
+from refold.report.summary import Page
 
 
 def test_terminal_tables_show_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +37,7 @@ def test_timing_is_a_median_of_pairs() -> None:
 
 
 def test_markdown_says_the_same_and_lets_no_name_act() -> None:
-    text = markdown.render(Page(HOSTILE, plan(name=HOSTILE), certificate(HOSTILE), timing()))  # type: ignore[arg-type]
+    text = markdown.render(Page(HOSTILE, plan(name=HOSTILE), certificate(HOSTILE), timing()))
     assert text.startswith("### Refuted: not the same function")
     assert "\x1b" not in text
     for line in text.split("\n"):
@@ -110,7 +46,27 @@ def test_markdown_says_the_same_and_lets_no_name_act() -> None:
         if line.startswith("|"):
             assert line.endswith("|")
     assert "- note: a note on" in text
-    assert text.count("<details>") == text.count("</details>") == 3
+    assert text.count("<details>") == text.count("</details>") == 4
+
+
+def test_markdown_of_a_large_model_fits_into_a_comment() -> None:
+    name = "n" * 1_000
+    text = markdown.render(Page("large", plan(300, name), proved(300, name), timing()))
+    assert len(text) < 65_536
+    assert "and 260 more" in text
+
+
+def test_markdown_tells_what_is_wrong_before_what_is_right() -> None:
+    text = markdown.render(Page("two", certificate=certificate()))
+    assert text.index("a weight is off") < text.index("<details>")
+    assert "original's error" in text
+
+
+def test_markdown_of_a_timing_has_its_spread() -> None:
+    text = markdown.render(Page("two", timing=timing()))
+    assert text.startswith("### 2.00 times as fast")
+    assert "uartiles 2.00 to 2.00" in text
+    assert "| latency | 2.1e+03 ms | 1.05e+03 ms | −50 % |" in text
 
 
 def test_tables_of_markdown_have_as_many_cells_as_heads() -> None:
@@ -130,9 +86,7 @@ def test_notebooks_show_tables_without_running_what_they_name() -> None:
             assert "<table" in html
             assert not re.search(r"<script|<style|\x1b|\u202e|src=|url\(", html)
             assert len(html) < 30_000
-            outline = Outline()
-            outline.feed(html)
-            assert not outline.open
+            Outline(html)
 
 
 def test_printing_a_plan_or_a_certificate_sends_nothing_to_the_terminal() -> None:

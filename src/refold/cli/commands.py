@@ -18,7 +18,7 @@ from refold.files import open_regular, write_atomically
 from refold.frontend import Frontend, frontend_for, frontend_of
 from refold.proof import Certificate, compare
 from refold.report import markdown, page, terminal
-from refold.report.page import Page
+from refold.report.summary import Page
 
 SAME, DIFFERENT = 0, 1
 _MOST_CERTIFICATE = 2**28

@@ -20,7 +20,8 @@ from refold import verbs
 from refold.errors import InputError
 from refold.files import write_atomically
 from refold.report import terminal
-from refold.report.page import Page, Training, render
+from refold.report.page import render
+from refold.report.summary import Page, Training
 
 # Images and their digits.
 Digits = tuple[Any, Any]

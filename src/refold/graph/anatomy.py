@@ -98,9 +98,9 @@ def step(node: Node) -> Step:
         case Gain(scale, shift):
             return Step(node.name, _words_of_gain(scale, shift), "scale and shift")
         case Sum(factors):
-            signs = "".join("+" if factor >= 0 else "-" for factor in factors)
-            plain = all(abs(factor) == 1.0 for factor in factors)
-            return Step(node.name, f"sum of {len(factors)} ({signs if plain else 'weighted'})", "add")
+            plain = all(factor == 1.0 for factor in factors)
+            signs = "" if plain else f", times {', '.join(f'{factor:.4g}' for factor in factors)}"
+            return Step(node.name, f"sum of {len(factors)}{signs}", "add")
         case Concat():
             return Step(node.name, f"concatenation of {len(node.inputs)}", "stack")
         case Select(channels):
@@ -116,8 +116,6 @@ def step(node: Node) -> Step:
 
 
 def _words_of_gain(scale: float, shift: float) -> str:
-    if (scale, shift) == (1.0, 0.0):
-        return "identity"
     return f"factor {scale:.4g}" + (f", shift {shift:.4g}" if shift else "")
 
 
