@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import final
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ Array = npt.NDArray[np.float64]
 Channels = npt.NDArray[np.intp]
 Reach = tuple[Channels, Channels]
 
+# Numbers of an array that is kept once it is computed.
+_MOST_KEPT = 2**16
+
 
 @final
 class Deferred:
@@ -23,15 +27,18 @@ class Deferred:
 
     Planning looks at many more combinations than it chooses, and mostly at their shapes. Of a kernel,
     ``reach`` may say before which channels it reads: for each output channel the first and the last one.
+    A large array is kept only while somebody holds it, and computed anew for who comes later: models may
+    have more weights than memory has room for.
     """
 
-    __slots__ = ("_array", "_compute", "reach", "shape")
+    __slots__ = ("_array", "_compute", "_seen", "reach", "shape")
 
     def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array], reach: Reach | None = None) -> None:
         self.shape = shape
         self.reach = reach
         self._compute: Callable[[], Array] | None = compute
         self._array: Array | None = None
+        self._seen: Callable[[], Array | None] = lambda: None
 
     @property
     def ndim(self) -> int:
@@ -40,11 +47,15 @@ class Deferred:
 
     def array(self) -> Array:
         """The numbers."""
-        if self._array is None:
+        array = self._seen() if self._array is None else self._array
+        if array is None:
             assert self._compute is not None
-            self._array = self._compute()
-            self._compute = None  # lets go of what it was computed from
-        return self._array
+            array = self._compute()
+            if array.size > _MOST_KEPT:
+                self._seen = ref(array)
+            else:
+                self._array, self._compute = array, None  # lets go of what it was computed from
+        return array
 
 
 @final

@@ -176,11 +176,11 @@ def regroup(conv: AffineConv, groups: int) -> AffineConv:
         return conv
     if conv.groups % groups:
         raise ValueError(f"{conv.groups} groups cannot be written as {groups}")
-    per_out, per_in = conv.channels_out // conv.groups, conv.kernel.shape[1]
+    per_out, per_in = conv.channels_out // conv.groups, conv.weights.shape[1]
     rows = np.arange(conv.channels_out)
     place = (rows // per_out) % (conv.groups // groups)
     columns = place[:, None] * per_in + np.arange(per_in)
-    kernel = np.zeros((conv.channels_out, conv.channels_in // groups, *conv.kernel.shape[2:]))
+    kernel = np.zeros((conv.channels_out, conv.channels_in // groups, *conv.weights.shape[2:]))
     kernel[rows[:, None], columns] = conv.kernel
     return AffineConv(kernel, conv.bias, conv.windows, groups)
 
@@ -231,7 +231,7 @@ def _diagonal(kernel: Array, groups: int) -> Array:
 
 def _apply_to_constant(conv: AffineConv, constant: Array) -> Array:
     """What the linear part of ``conv`` gives on a tensor that is constant over space."""
-    gain = conv.kernel.sum(axis=tuple(range(2, conv.kernel.ndim)))
+    gain = conv.kernel.sum(axis=tuple(range(2, conv.weights.ndim)))
     per_group = constant.reshape(conv.groups, 1, -1)
     gain = gain.reshape(conv.groups, -1, gain.shape[1])
     result: Array = (gain * per_group).sum(axis=-1).reshape(-1)
@@ -240,16 +240,21 @@ def _apply_to_constant(conv: AffineConv, constant: Array) -> Array:
 
 def _composed_kernel(outer: AffineConv, inner: AffineConv, windows: tuple[Window, ...], groups: int) -> Array:
     taps = tuple(window.taps for window in windows)
-    kernel = np.zeros((outer.channels_out, inner.channels_in // groups, *taps))
-    for tap in np.ndindex(*outer.kernel.shape[2:]):
+    kernel: Array = np.zeros((outer.channels_out, inner.channels_in // groups, *taps))
+    read, held = outer.kernel, inner.kernel  # for as long as they are needed
+    for tap in np.ndindex(*read.shape[2:]):
         places = tuple(
             _inner_places(v, outer_window, inner_window, window)
             for v, outer_window, inner_window, window in zip(
                 tap, outer.windows, inner.windows, windows, strict=True
             )
         )
-        weights = outer.kernel[(slice(None), slice(None), *tap)]  # (out, mid/groups of the outer)
-        kernel[(slice(None), slice(None), *places)] += _mix(weights, outer, inner, groups)
+        weights = read[(slice(None), slice(None), *tap)]  # (out, mid/groups of the outer)
+        mixed = _mix(weights, outer, inner, groups)
+        if mixed.shape == kernel.shape:
+            return mixed  # all of it: there is one tap
+        kernel[(slice(None), slice(None), *places)] += mixed
+    del held
     return kernel
 
 

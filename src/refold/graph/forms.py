@@ -247,5 +247,12 @@ def _joined(forms: Sequence[AffineForm], law: str) -> tuple[str, ...]:
 
 def can_be_stored(parts: Parts, largest: float) -> bool:
     """Whether every weight is finite, and stays so in the type that the model stores."""
-    arrays = [array for form in parts for array in (form.bias, *(term.kernel for term in form.terms.values()))]
-    return all(bool(np.all(np.abs(array) <= largest)) for array in arrays if array.size)
+    return all(
+        _is_within(form.bias, largest) and all(_is_within(term.kernel, largest) for term in form.terms.values())
+        for form in parts
+    )
+
+
+def _is_within(array: Array, largest: float) -> bool:
+    # Not by way of another array of that size; a NaN is the smallest and the largest number of all.
+    return not array.size or bool(-largest <= array.min() and array.max() <= largest)

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from refold.errors import InputError
+from refold.onnx import stepwise
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray, to_double
 from refold.onnx.sizes import captured_values
@@ -40,6 +41,34 @@ _BY_EXAMPLE = frozenset(
 
 # A protobuf holds 2 GiB; beyond, weights go beside it.
 _MOST_INLINE = 2**31 - 2**24
+# Bytes of constants in float64 that are kept, and of weights that a runtime may hold all at once where it is
+# not timed.
+_MOST_KEPT = 2**26
+_MOST_AT_ONCE = 2**28
+
+
+@final
+@dataclass(eq=False)
+class Recent:
+    """The arrays that were used last, by a number; together they have ``most`` bytes at most."""
+
+    most: int = _MOST_KEPT
+    arrays: dict[int, AnyArray] = field(default_factory=dict)
+    size: int = 0
+
+    def get(self, key: int) -> AnyArray | None:
+        """The array of that number, if it is still known."""
+        array = self.arrays.pop(key, None)
+        if array is not None:
+            self.arrays[key] = array
+        return array
+
+    def put(self, key: int, array: AnyArray) -> None:
+        """Know one more; those that were not used for the longest time are forgotten for it."""
+        self.arrays[key] = array
+        self.size += array.nbytes
+        while self.size > self.most:
+            self.size -= self.arrays.pop(next(iter(self.arrays))).nbytes
 
 
 @final
@@ -49,7 +78,7 @@ class Session:
 
     record: Record
     gives_proto: bool
-    constants: dict[int, AnyArray] = field(default_factory=dict)
+    constants: Recent = field(default_factory=lambda: Recent())
     runtimes: dict[bool, Any] = field(default_factory=dict)  # by whether it may optimize the graph
 
     @cached_property
@@ -222,7 +251,7 @@ def constant(session: Session, value: ir.Value) -> AnyArray:
             for read in node.inputs
         ]
         array = record.operators.run(node, arrays)[list(node.outputs).index(value)]
-    session.constants[id(value)] = array
+    session.constants.put(id(value), array)
     return array
 
 
@@ -259,6 +288,8 @@ def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -
         dtype = record.survey.of(value).dtype
         feeds[name] = np.asarray(array).astype(np.dtype(dtype) if dtype != "bfloat16" else array.dtype)
     try:
+        if not optimized and _stored_bytes(record.model) > _MOST_AT_ONCE:
+            return stepwise.run(record.model, feeds, outputs)
         if optimized not in session.runtimes:
             session.runtimes[optimized] = _runtime(record.model, optimized)
         results = session.runtimes[optimized].run(outputs, feeds)
@@ -267,17 +298,18 @@ def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -
     return [np.asarray(result) for result in results]
 
 
+def _stored_bytes(model: ir.Model) -> int:
+    return sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
+
+
 def _runtime(model: ir.Model, optimized: bool) -> Any:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
+    options = stepwise.options()
+    if optimized:
+        options.graph_optimization_level = onnxruntime.SessionOptions().graph_optimization_level
     providers = ["CPUExecutionProvider"]
-    stored = sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
-    if stored < _MOST_INLINE:
+    if _stored_bytes(model) < _MOST_INLINE:
         proto = ir.to_proto(_inline(model))
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
@@ -324,7 +356,7 @@ def identify(record: Record, node: str) -> tuple[str, tuple[AnyArray, ...]]:
     for place, value in enumerate(step.inputs):
         if value is not None and record.survey.of(value).is_constant:
             places.append(place)
-            parameters.append(record.survey.of(value).array())
+            parameters.append(record.survey.of(value).as_stored())
     left_out = [place for place, value in enumerate(step.inputs) if value is None]
     kind = f"{step.domain}:{step.op_type}:{step.overload} {settings} {places} {left_out}"
     return kind, tuple(parameters)

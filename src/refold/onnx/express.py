@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +16,9 @@ from refold.algebra.refusal import Refusal
 from refold.onnx.reference import AnyArray
 
 Space = tuple[int | None, ...]
+
+# The most numbers of a new initializer that is not computed anew when it is needed.
+_MOST_KEPT = 2**16
 
 UNSAID = "no ConvTranspose pads or crops its output like this"
 
@@ -55,12 +59,24 @@ class Writer:
 
     def constant(self, name: str, array: AnyArray, dtype: ir.DataType | None = None) -> ir.Value:
         """A new initializer, rounded once to its type."""
+        return self.computed(name, np.shape(array), lambda: array, dtype)
+
+    def computed(
+        self, name: str, shape: tuple[int, ...], numbers: Callable[[], AnyArray], dtype: ir.DataType | None = None
+    ) -> ir.Value:
+        """A new initializer, rounded once to its type; a large one is computed when it is read or written, for
+        all of them together may not fit into memory."""
         kind = self.dtype if dtype is None else dtype
-        with np.errstate(over="ignore"):
-            numbers = np.ascontiguousarray(np.asarray(array).astype(kind.numpy()))
         name = self.unique(name)
-        tensor = ir.Tensor(numbers, dtype=kind, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(numbers.shape), const_value=tensor)
+
+        def rounded() -> ir.Tensor[Any]:
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(np.asarray(numbers()).astype(kind.numpy()))
+            return ir.Tensor(stored, dtype=kind, name=name)
+
+        large = prod(shape) > _MOST_KEPT
+        tensor = ir.LazyTensor(rounded, kind, ir.Shape(shape), name=name) if large else rounded()
+        value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -94,17 +110,30 @@ class Writer:
         if not conv.windows:
             return self._dense(x, conv, bias, name)
         if axis_in == axis_out == rank - 1 != 1 and conv.is_pointwise and conv.groups == 1:
-            matrix = conv.kernel.reshape(conv.kernel.shape[:2]).T
-            x = self.node("MatMul", [x, self.constant(f"{name}_weight", matrix)], name)
+            x = self.node("MatMul", [x, self._matrix(conv, name)], name)
             return self.shifted(x, bias, axis_out, rank, name)
         x = self.turned(x, axis_in, 1, rank, name)
         x = x if conv.is_transposed else self._cropped(x, conv.windows, name)
-        kernel = turned_around(conv.kernel, conv.groups) if conv.is_transposed else conv.kernel
-        inputs = [x, self.constant(f"{name}_weight", kernel)]
+        inputs = [x, self._kernel(conv, name)]
         if bias is not None:
             inputs.append(self.constant(f"{name}_bias", bias))
         y = self.node("ConvTranspose" if conv.is_transposed else "Conv", inputs, name, _settings(conv))
         return self.turned(y, 1, axis_out, rank, name)
+
+    def _matrix(self, conv: AffineConv, name: str) -> ir.Value:
+        shape = conv.weights.shape[:2]
+        return self.computed(f"{name}_weight", shape[::-1], lambda: conv.kernel.reshape(shape).T)
+
+    def _kernel(self, conv: AffineConv, name: str) -> ir.Value:
+        shape = conv.weights.shape
+        if not conv.is_transposed:
+            return self.computed(f"{name}_weight", shape, lambda: conv.kernel)
+        per_group = shape[0] // conv.groups
+        return self.computed(
+            f"{name}_weight",
+            (conv.channels_in, per_group, *shape[2:]),
+            lambda: turned_around(conv.kernel, conv.groups),
+        )
 
     def shifted(self, x: ir.Value, bias: Array | None, axis: int, rank: int, name: str) -> ir.Value:
         """``x + bias`` along an axis."""
@@ -131,7 +160,7 @@ class Writer:
         return self.node("Concat", parts, f"{name}_join", {"axis": axis})
 
     def _dense(self, x: ir.Value, conv: AffineConv, bias: Array | None, name: str) -> ir.Value:
-        weight = self.constant(f"{name}_weight", conv.kernel.T)
+        weight = self._matrix(conv, name)
         if bias is None:
             return self.node("MatMul", [x, weight], name)
         return self.node("Gemm", [x, weight, self.constant(f"{name}_bias", bias)], name)
@@ -155,7 +184,7 @@ class Writer:
 def _along(numbers: Array, axis: int, rank: int) -> Array:
     """Numbers along an axis of a tensor, as they broadcast; one number if they are all the same."""
     if np.all(numbers == numbers[0]):
-        return numbers[:1].reshape(())
+        return numbers[:1].reshape((1,) * (rank - axis))
     return numbers.reshape([-1 if place == axis else 1 for place in range(axis, rank)])
 
 

@@ -8,13 +8,16 @@ stay there until they are needed.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -25,6 +28,10 @@ from refold.shown import printable
 # A protobuf cannot be larger; beyond, weights lie in files of their own.
 MOST_BYTES = 2**31 - 1
 MOST_INLINE = 2**31 - 2**24
+# Bytes of a tensor that stays in the model's own file, whatever lies beside it: runtimes want to see shapes.
+MOST_AMONG_NODES = 256
+# Says of a model that it was read with weights beside it; what is folded of them is no file any more.
+_BESIDE = "refold.weights_beside"
 
 
 def load(path: Path) -> ir.Model:
@@ -66,6 +73,7 @@ def load(path: Path) -> ir.Model:
         for value in graph.initializers.values():
             stored = value.const_value
             if isinstance(stored, ir.ExternalTensor):
+                model.meta[_BESIDE] = True
                 folder, name = places[str(value.name)]
                 value.const_value = ir.ExternalTensor(
                     name,
@@ -80,25 +88,29 @@ def load(path: Path) -> ir.Model:
 
 
 def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
-    """Write a model, whole or not at all. Weights of 2 GiB and more go to a file beside it, which is
-    complete before the model appears. Raises InputError."""
+    """Write a model, whole or not at all. Raises InputError.
+
+    If its weights lie in files beside it, or are too many for one file, they go to a new file beside ``path``,
+    one after the other, which is complete before the model appears. What was beside a model that is replaced,
+    and was written here, is removed after that.
+    """
     if isinstance(model, onnx.ModelProto):
         model = ir.from_proto(model)
+    was_beside = _BESIDE in model.meta
     model = model.clone()
-    values = list(model.graph.initializers.values())
-    stored = sum(value.const_value.nbytes for value in values if value.const_value is not None)
-    beside = f"{path.stem}-{secrets.token_hex(4)}.data" if stored >= MOST_INLINE else None
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    large = sum(tensor.nbytes for tensor in tensors) >= MOST_INLINE
+    lies_beside = was_beside or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    for value in values:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= MOST_AMONG_NODES:
+            value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
 
     def write(target: Path) -> None:
-        if beside is None:
-            for value in values:
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    tensor = value.const_value
-                    value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-        proto = ir.to_proto(model)
-        target.write_bytes(proto.SerializeToString())
+        target.write_bytes(ir.to_proto(model).SerializeToString())
 
-    if beside is None:
+    if not (large or lies_beside) or all(tensor.nbytes <= MOST_AMONG_NODES for tensor in tensors):
         write_atomically(path, write, overwrite=overwrite)
         return
     if os.path.lexists(path) and not overwrite:
@@ -106,14 +118,35 @@ def save(model: Any, path: Path, *, overwrite: bool = False) -> None:
             f"{printable(path)}: the file exists already; choose another name, or overwrite it with --force"
         )
     folder = path.parent.resolve()
+    old = _written_beside(path)
+    old -= {os.path.realpath(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    beside = f"{path.stem}-{secrets.token_hex(4)}.data"
     try:
-        model = ir.external_data.unload_from_model(model, folder, beside)
+        ir.external_data.unload_from_model(model, folder, beside, size_threshold_bytes=MOST_AMONG_NODES)
+        with open(folder / beside, "rb+") as written:
+            os.fsync(written.fileno())
         write_atomically(path, write, overwrite=overwrite)
     except BaseException as error:
         (folder / beside).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise InputError(f"{printable(path)}: it cannot be written ({_line(error)})") from error
         raise
+    for name in old:
+        with suppress(OSError):
+            os.unlink(name)
+
+
+def _written_beside(path: Path) -> set[str]:
+    """The files with weights of the model at ``path`` that :func:`save` named."""
+    proto = onnx.ModelProto()
+    try:
+        with open_regular(path, MOST_BYTES) as file:
+            proto.ParseFromString(file.read())
+        entries = {entry.value for tensor in proto.graph.initializer for entry in tensor.external_data}
+    except Exception:  # nothing is there, or no model
+        return set()
+    pattern = re.escape(path.stem) + r"-[0-9a-f]{8}\.data"
+    return {os.path.realpath(path.parent / name) for name in entries if re.fullmatch(pattern, name)}
 
 
 # ---- what is checked before anything is made of it ---------------------------------------------------

@@ -27,6 +27,7 @@ _FREE_INITIALIZERS = 4
 def lower_plan(graph: Graph, record: Record, plan: Plan) -> ir.Model:
     """A new model that follows ``plan``."""
     model = record.model.clone()
+    model.meta.update(record.model.meta)
     if model.ir_version < _FREE_INITIALIZERS:
         listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
         for value in listed:
@@ -172,7 +173,9 @@ class _Lowering:
             graph = node.graph
             assert isinstance(graph, ir.Graph)
             writer = Writer(graph, 1, kind, self.unique, [])
-            value = writer.constant(f"{original.name or node.outputs[0].name}_weight", facts.array())
+            shape = facts.shapes[0]
+            assert shape is not None
+            value = writer.computed(f"{original.name or node.outputs[0].name}_weight", shape, facts.array)
             node.replace_input_with(place, value)
             producer = old.producer()
             if producer is not None:

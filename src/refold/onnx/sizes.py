@@ -8,9 +8,9 @@ if they depend on a size that is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, final
 
@@ -37,6 +37,8 @@ _BATCH = (2, 3)
 # The most numbers of a constant that is computed, and of a value that depends on sizes.
 _MOST_CONSTANT = 2**25
 _MOST_SIZED = 2**22
+# The most numbers of a computed constant that are kept.
+_MOST_KEPT = 2**16
 # A tensor with more numbers than this is not a model but a trap.
 _MOST_NUMBERS = 2**33
 
@@ -89,8 +91,8 @@ class Facts:
     """What is known of a tensor. ``dtype`` is numpy's name of its type, empty where it is no tensor or not
     known. ``shapes`` holds its shape for each set of sizes, None where that cannot be told; ``numbers``
     likewise its numbers (floating ones in float64). ``free`` marks those that depend on sizes that are not
-    known. ``stored`` is the tensor of the file behind a constant; ``arithmetic`` says that it is computed
-    from stored ones by more than moving them."""
+    known. ``stored`` is the tensor of the file behind a constant, or a :class:`Computed` one; ``arithmetic`` says
+    that it is computed from stored ones by more than moving them."""
 
     dtype: str
     shapes: tuple[Sizes | None, ...]
@@ -120,15 +122,39 @@ class Facts:
 
     def array(self) -> AnyArray:
         """The numbers of a constant."""
-        if self.numbers is not None:
-            return self.numbers[0]
-        return to_double(np.asarray(self.stored.numpy()))
+        return self.numbers[0] if self.numbers is not None else to_double(_read(self.stored))
+
+    def as_stored(self) -> AnyArray:
+        """The numbers of a constant in the type that they are stored in."""
+        return self.numbers[0] if self.numbers is not None else _read(self.stored)
 
     def at(self, place: int) -> AnyArray | None:
         """Its numbers at one set of sizes."""
         if self.numbers is not None:
             return self.numbers[place % len(self.numbers)]
         return None if self.stored is None else self.array()
+
+
+def _read(tensor: Any) -> AnyArray:
+    """The numbers of a stored tensor. What of a file lies in memory to be read is let go of again."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.raw is not None:
+        return np.asarray(tensor.numpy())
+    array = np.array(tensor.numpy())
+    tensor.release()
+    return array
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A large constant that follows from others, computed whenever it is read: it stands where a stored
+    tensor would. ``run`` gives its numbers."""
+
+    run: Callable[[], AnyArray]
+
+    def numpy(self) -> AnyArray:
+        """Its numbers."""
+        return self.run()
 
 
 @final
@@ -344,8 +370,16 @@ class _Walk:
             if mask is not None and not mask.any():
                 mask = None
             shapes = tuple(array.shape for array in numbers) if sets > 1 else (numbers[0].shape,) * len(self.sets)
-            found.append(Facts(facts.dtype, shapes, numbers, mask, None, arithmetic))
+            if constant and numbers[0].size > _MOST_KEPT:
+                again = Computed(partial(self._again, node, inputs, number))
+                found.append(Facts(facts.dtype, shapes, stored=again, arithmetic=arithmetic))
+            else:
+                found.append(Facts(facts.dtype, shapes, numbers, mask, None, arithmetic))
         return found
+
+    def _again(self, node: ir.Node, inputs: Sequence[Facts | None], number: int) -> AnyArray:
+        arrays = [None if facts is None else facts.at(0) for facts in inputs]
+        return np.asarray(self.operators.run(node, arrays)[number])
 
     def _shape_of(self, node: ir.Node, source: Facts, output: Facts) -> Facts:
         if source.shape is None:

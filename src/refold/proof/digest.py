@@ -48,8 +48,7 @@ class Keys:
 
 
 def _parameter(array: AnyArray) -> tuple[str, tuple[int, ...], str]:
-    data = np.ascontiguousarray(array)
-    return str(data.dtype), tuple(np.shape(array)), hashlib.sha256(data.tobytes()).hexdigest()
+    return str(array.dtype), tuple(np.shape(array)), hashlib.sha256(_bytes(array).data).hexdigest()
 
 
 def digests(lifted: Lifted, keys: Keys) -> Digests:
@@ -84,4 +83,11 @@ def _tell(digest: Any, *facts: Any) -> None:
 
 def same_parameters(first: Sequence[AnyArray], second: Sequence[AnyArray]) -> bool:
     """Whether all arrays are byte for byte the same."""
-    return [_parameter(array) for array in first] == [_parameter(array) for array in second]
+    return len(first) == len(second) and all(
+        one.dtype == two.dtype and one.shape == two.shape and np.array_equal(_bytes(one), _bytes(two))
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+def _bytes(array: AnyArray) -> AnyArray:
+    return np.ascontiguousarray(array).view(np.uint8)
