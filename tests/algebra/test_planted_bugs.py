@@ -104,8 +104,8 @@ BUGS = {
     ),
     "compose: bias carried through the middle of the kernel only": (
         "laws.py",
-        "gain = conv.kernel.sum(axis=tuple(range(2, conv.kernel.ndim)))",
-        "gain = conv.kernel[(slice(None), slice(None), *(n // 2 for n in conv.kernel.shape[2:]))]",
+        "gain = conv.kernel.sum(axis=tuple(range(2, conv.weights.ndim)))",
+        "gain = conv.kernel[(slice(None), slice(None), *(n // 2 for n in conv.weights.shape[2:]))]",
     ),
     "compose: bias of another group": (
         "laws.py",
