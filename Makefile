@@ -7,12 +7,13 @@ BENCH_TORCH := .venv-bench-torch/bin/python
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-weights clean
+.PHONY: help look demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
 	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS)), and on Paddle"
 	@echo "make lint    check style, format and types"
+	@echo "make look    write report pages and their screenshots, where a Chromium is installed"
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
@@ -77,6 +78,9 @@ lint: .venv/ready
 	$(TEST) -m ruff check .
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy
+
+look: .venv/ready
+	PYTHONPATH=src $(TEST) tests/report/look.py
 
 docs: .venv/ready
 	$(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build

@@ -51,6 +51,11 @@ def test_inspect_fold_prove_and_bench(rich: Path, tmp_path: Path, capsys: pytest
     assert found["certificate"]["seed"] == 3
     assert main(["bench", str(rich), str(plain), "--repeats", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["repeats"] == 2
+    speed = tmp_path / "speed.html"
+    assert main(["bench", str(rich), str(plain), "--repeats", "2", "--html", str(speed)]) == 0
+    assert "times as fast" in speed.read_text()
+    capsys.readouterr()
+    assert main(["bench", str(rich), str(plain), "--repeats", "2", "--html", str(speed)]) == 2  # it exists
     assert main(["inspect", str(plain), "--fail-if-foldable"]) == 0
 
 
