@@ -4,6 +4,7 @@ The verbs (``refold.inspect``, ``refold.fold``, ``refold.prove``, ``refold.bench
 they take all others.
 """
 
+from refold.keras.adaptation import LowRankAdaptation as LowRankAdaptation
 from refold.keras.blocks import ACBlock as ACBlock
 from refold.keras.blocks import DiverseBranchBlock as DiverseBranchBlock
 from refold.keras.blocks import ExpressionBlock as ExpressionBlock
@@ -12,3 +13,5 @@ from refold.keras.blocks import RepVGGBlock as RepVGGBlock
 from refold.keras.data_initialization import initialize_from_data as initialize_from_data
 from refold.keras.normalization import WeightNormalization as WeightNormalization
 from refold.keras.normalization import weight_normalization as weight_normalization
+from refold.keras.orthogonal import OrthogonalWeights as OrthogonalWeights
+from refold.keras.spectral import SpectralNormalization as SpectralNormalization

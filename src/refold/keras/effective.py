@@ -38,15 +38,22 @@ def as_stored() -> Iterator[None]:
 @final
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    """An initializer: the part with which the wrapped layer computes what it did."""
+    """An initializer: the part with which the wrapped layer computes what it did.
+
+    ``values`` is shared by the parts of a kernel, so that they are computed once.
+    """
 
     wrapper: Any
     spec: KernelSpec
     name: str
+    values: dict[str, Any]
 
     def __call__(self, shape: Any, dtype: Any = None) -> Tensor:
-        value = self.wrapper._attached(self.spec)[self.name]
-        return ops.cast(ops.reshape(ops.convert_to_tensor(value), shape), dtype)
+        if backend.in_stateless_scope():
+            return ops.zeros(shape, dtype)  # shapes are traced here; the variable gets its value after that
+        if self.name not in self.values:
+            self.values.update(self.wrapper._attached(self.spec))
+        return ops.cast(ops.reshape(ops.convert_to_tensor(self.values.pop(self.name)), shape), dtype)
 
 
 @final
@@ -97,6 +104,8 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
         self.specs = kernel_specs(layer, axis)
         self.axis = axis if axis is None or isinstance(axis, int) else tuple(axis)
         self._restoring = False
+        self._was_built = layer.built
+        self._starts: dict[str, dict[str, Any]] = {spec.prefix: {} for spec in self.specs}
         if not self.trainable:
             layer.trainable = False
 
@@ -144,20 +153,35 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
         finally:
             self._restoring = False
 
-    def _add_part(self, spec: KernelSpec, name: str, shape: tuple[int, ...], *, trainable: bool = True) -> None:
+    def _add_part(
+        self,
+        spec: KernelSpec,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        trainable: bool = True,
+        initializer: Any = None,
+    ) -> None:
         weight = self.add_weight(
             name=spec.prefix + name,
             shape=shape,
-            initializer=_Attached(self, spec, name),
+            initializer=initializer or _Attached(self, spec, name, self._starts[spec.prefix]),
             dtype=working_dtype(self._variable(spec).dtype),
             autocast=False,
             trainable=trainable,
+            # Every replica computes the same from the same weights.
+            aggregation="none" if trainable else "only_first_replica",
         )
         setattr(self, spec.prefix + name, weight)
 
     def _part(self, spec: KernelSpec, name: str) -> Any:
         """The variable of this name, or None."""
         return getattr(self, spec.prefix + name, None)
+
+    def _part_as(self, spec: KernelSpec, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """The value of the variable of this name in another shape, or None."""
+        variable = self._part(spec, name)
+        return None if variable is None else ops.reshape(ops.convert_to_tensor(variable), shape)
 
     def _variable(self, spec: KernelSpec) -> Any:
         variable: Any = self.layer
@@ -176,7 +200,7 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
         return Rows(tuple(self._variable(spec).shape), spec.unit_axes)
 
     def reset_gain(self) -> None:
-        """Set all parts so that the effective kernel is the kernel that the wrapped layer stores.
+        """Set all parts so that the effective kernel is the kernel that the wrapped layer stores, or the nearest.
 
         For after weights of a plain layer were put into the wrapped one.
         """
@@ -216,6 +240,11 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
         """What the wrapped layer stores, as rows in float32 or wider."""
         stored = ops.convert_to_tensor(self._variable(spec))
         return self._rows(spec).to_matrix(ops, widen(ops, stored))
+
+    def _stored_numbers(self, spec: KernelSpec) -> Any:
+        """The same in numpy."""
+        with as_stored():
+            return np.asarray(ops.convert_to_numpy(self._stored_rows(spec)))
 
     # ---- calling ---------------------------------------------------------------------------------
 
@@ -315,6 +344,13 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, the layer serialized."""
         return {**super().get_config(), "axis": self.axis}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The layer of such a configuration."""
+        wrapper = super().from_config(dict(config), custom_objects=custom_objects)
+        wrapper._was_built = False  # a configuration brings no weights, even where it builds
+        return wrapper
 
 
 def _listed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, final
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from refold.keras.kernels import KernelSpec, called
 from refold.weights import (
     NUMPY,
     Centered,
+    MagnitudePreserving,
     Normalization,
     Rows,
     TimmStandardization,
@@ -77,6 +78,19 @@ def _copy(normalizer: Any) -> Any:
     return type(normalizer).from_config(config)
 
 
+@final
+class _Forced(keras.constraints.Constraint):  # type: ignore[misc]
+    """The rows that magnitude preserving normalization stores after a step."""
+
+    def __init__(self, method: Any, rows: Rows) -> None:
+        self.method = method
+        self.rows = rows
+
+    def __call__(self, kernel: Tensor) -> Tensor:
+        matrix = self.method.force(ops, self.rows.to_matrix(ops, widen(ops, kernel)))
+        return ops.cast(self.rows.from_matrix(ops, matrix), kernel.dtype)
+
+
 @keras.saving.register_keras_serializable(package="refold")
 class WeightNormalization(EffectiveKernel):
     """Trains the kernel of a layer as a direction and a gain per output unit.
@@ -120,6 +134,9 @@ class WeightNormalization(EffectiveKernel):
             with a gain, as in the papers, and says that it changes the layer.
         axis: the axes of the kernel that number the output units, where it is not one of the layers above or
             another choice is meant (``axis=-1`` for an Embedding normalizes its columns).
+        force: for ``"magnitude"``, whether the stored rows are set to length ``sqrt(fan_in)`` after every step of
+            an optimizer, as EDM2 does before every step: a constraint of the stored kernel, never a side effect of
+            a call. What the layer computes stays the same, but for what epsilon is beside the old length.
         **kwargs: as for any Keras layer. ``dtype`` and ``trainable`` are by default the wrapped layer's.
 
     The weights are normalized in float32 or wider whatever the dtype policy, and rounded once to the kernel's
@@ -142,6 +159,7 @@ class WeightNormalization(EffectiveKernel):
         gain: bool = True,
         offset: bool | None = None,
         axis: int | Sequence[int] | None = None,
+        force: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, axis, **kwargs)
@@ -155,6 +173,9 @@ class WeightNormalization(EffectiveKernel):
             self.method = normalizer
         else:
             _check_normalizer(normalizer, epsilon)
+        if force and not isinstance(self.method, MagnitudePreserving):
+            raise ValueError("only magnitude preserving normalization has rows that can be forced.")
+        self.force = bool(force)
         self.epsilon = self.method.epsilon if self.method else None
         self._centers = self.method.centered if self.method else _centers(normalizer)
         self.use_offset = self._centers and self.use_gain if offset is None else bool(offset)
@@ -173,6 +194,11 @@ class WeightNormalization(EffectiveKernel):
         for name, used in (("gain", self.use_gain), ("offset", self.use_offset)):
             if used:
                 self._add_part(spec, name, (rows.units,))
+        if self.force:
+            variable = self._variable(spec)
+            if not isinstance(variable.constraint, _Forced | None):
+                raise ValueError(f"the layer {called(self.layer)} has a constraint on its kernel already.")
+            variable.constraint = _Forced(self.method, rows)
 
     def _build_normalizer(self, spec: KernelSpec, rows: Rows, dtype: str) -> None:
         normalizer = getattr(self, f"{spec.prefix}normalizer")
@@ -189,16 +215,12 @@ class WeightNormalization(EffectiveKernel):
             )
 
     def _effective_rows(self, spec: KernelSpec) -> Tensor:
-        gain, offset = (self._column(spec, name) for name in ("gain", "offset"))
+        gain, offset = (self._part_as(spec, name, (-1, 1)) for name in ("gain", "offset"))
         if self.method is not None:
             return self.method.compose(ops, self._stored_rows(spec), gain, offset)
         rows = widen(ops, getattr(self, f"{spec.prefix}normalizer")(self._stored_rows(spec)))
         rows = rows if gain is None else rows * gain
         return rows if offset is None else rows + offset
-
-    def _column(self, spec: KernelSpec, name: str) -> Tensor | None:
-        variable = self._part(spec, name)
-        return None if variable is None else ops.expand_dims(ops.convert_to_tensor(variable), -1)
 
     def _attached(self, spec: KernelSpec) -> Mapping[str, Any]:
         with as_stored():
@@ -252,6 +274,7 @@ class WeightNormalization(EffectiveKernel):
             "epsilon": epsilon,
             "gain": self.use_gain,
             "offset": self.use_offset,
+            "force": self.force,
         }
 
     @classmethod
