@@ -22,9 +22,9 @@ from refold.paddle import ACBlock, DiverseBranchBlock, ExpressionBlock, MobileOn
 class ConvBN(nn.Layer):
     """As the users of PaddleDetection know it."""
 
-    def __init__(self, ch_in: int, ch_out: int, filter_size: int, padding: int) -> None:
+    def __init__(self, ch_in: int, ch_out: int, filter_size: int, padding: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2D(ch_in, ch_out, filter_size, stride=1, padding=padding, groups=1, bias_attr=False)
+        self.conv = nn.Conv2D(ch_in, ch_out, filter_size, stride=stride, padding=padding, groups=1, bias_attr=False)
         self.bn = nn.BatchNorm2D(ch_out)
 
     def forward(self, x: Any) -> Any:
@@ -117,6 +117,84 @@ def test_the_documents_block_and_ours_are_one(alpha: Any, channels: Any, space: 
     missing, _ = deployed.set_state_dict(theirs.state_dict())
     assert not missing
     assert_close(before, deployed(x))
+
+
+class Stage(nn.Layer):
+    """A stage of PaddleDetection's CSPResNet, of RepVGG blocks of either origin."""
+
+    def __init__(self, block: type, ch_in: int, ch_out: int) -> None:
+        super().__init__()
+        middle = (ch_in + ch_out) // 2
+        self.conv_down = ConvBN(ch_in, middle, 3, padding=1, stride=2)
+        self.conv1, self.conv2 = (ConvBN(middle, middle // 2, 1, padding=0) for _ in range(2))
+        self.blocks = nn.Sequential(*(nn.Sequential() for _ in range(2)))
+        for inner in self.blocks:
+            inner.conv1 = ConvBN(middle // 2, middle // 2, 3, padding=1)
+            inner.conv2 = block(middle // 2, middle // 2, act="swish", alpha=True)
+        self.attn = nn.Conv2D(middle, middle, 1)
+        self.conv3 = ConvBN(middle, ch_out, 1, padding=0)
+
+    def forward(self, x: Any) -> Any:
+        x = F.swish(self.conv_down(x))
+        left, right = F.swish(self.conv1(x)), F.swish(self.conv2(x))
+        for block in self.blocks:
+            right = paddle.add(right, block.conv2(F.swish(block.conv1(right))))
+        y = paddle.concat([left, right], axis=1)
+        return F.swish(self.conv3(y * F.hardsigmoid(self.attn(y.mean((2, 3), keepdim=True)))))
+
+
+class Backbone(nn.Layer):
+    def __init__(self, block: type) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            ("conv1", ConvBN(3, 4, 3, padding=1, stride=2)), ("conv2", ConvBN(4, 8, 3, padding=1))
+        )
+        self.stages = nn.Sequential(("0", Stage(block, 8, 16)), ("1", Stage(block, 16, 24)))
+
+    def forward(self, inputs: Any) -> Any:
+        x = inputs["image"]
+        for layer in self.stem:
+            x = F.swish(layer(x))
+        given = []
+        for stage in self.stages:
+            x = stage(x)
+            given.append(x)
+        return given
+
+
+def test_a_whole_backbone_of_either_block_is_one_network(tmp_path: Path) -> None:
+    theirs, ours = randomize(Backbone(Original)), Backbone(RepVggBlock)
+    ours.eval()
+    paddle.save(theirs.state_dict(), str(tmp_path / "last.pdparams"))
+    checkpoint = paddle.load(str(tmp_path / "last.pdparams"))
+    assert ours.set_state_dict(checkpoint) == ([], [])
+    example = {"image": (None, 3, None, None)}
+    inputs = {"image": image(2, 3, 33, 40)}
+    wanted = theirs(inputs)
+    for one, other in zip(wanted, ours(inputs), strict=True):
+        assert_close(one, other)
+
+    plain = refold.fold(ours, example)
+    assert refold.prove(theirs, plain, example).verdict.value == "proved"
+    for one, other in zip(wanted, plain(inputs), strict=True):
+        assert_close(one, other, 1e-5)
+    # Nothing is left of batch norms and branches: the convolutions of the deployed network, and what is not linear.
+    kinds = [type(layer).__name__ for layer in plain.sublayers() if not layer.sublayers()]
+    convolutions = 2 + 2 * (1 + 2 + 2 * 2 + 1 + 1)
+    assert kinds == ["Conv2D"] * convolutions
+    assert not refold.inspect(plain, example).changes_something
+
+    deployed = Backbone(Original)
+    deployed.set_state_dict(ours.state_dict())
+    deployed.eval()
+    for layer in (*deployed.sublayers(), *ours.sublayers()):
+        if isinstance(layer, Original | RepVggBlock):
+            layer.convert_to_deploy()
+    missing, unexpected = ours.set_state_dict(deployed.state_dict())
+    assert not missing
+    assert all(name.endswith(".alpha") for name in unexpected)
+    for one, other in zip(wanted, ours(inputs), strict=True):
+        assert_close(one, other, 1e-5)
 
 
 def test_the_fold_is_rounded_once() -> None:

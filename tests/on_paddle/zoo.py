@@ -464,14 +464,144 @@ def a_layer_that_looks_at_values_stays_whole() -> Any:
 
 class WritesInto(nn.Layer):
     def forward(self, x: Any) -> Any:
-        y = x.clone()
-        y[:, 0] = 0.0
+        y = paddle.zeros_like(x)
+        y.set_value(x)
         return y
 
 
 @entry(3, IMAGE, "its forward writes into a tensor")
-def a_layer_that_writes_stays_whole() -> Any:
+def a_layer_that_sets_values_stays_whole() -> Any:
     return nn.Sequential(conv_bn(4, 4, 3), WritesInto(), conv_bn(4, 4, 3))
+
+
+@entry(4, IMAGE, "it writes over a piece of a tensor")
+def a_piece_that_is_written_over() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        y = m.a(x)
+        y[:, 1:3] = x[:, 1:3]
+        return m.b(y)
+
+    return Body(body, a=conv_bn(4, 4, 3), b=conv_bn(4, 4, 3))
+
+
+class PadsWithShift(nn.Layer):
+    """A batch norm, padded with what it gives for 0, as PaddleSlim's DiverseBranchBlock does it."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm, self.width = nn.BatchNorm2D(channels), width
+
+    def forward(self, x: Any) -> Any:
+        norm, width = self.norm, self.width
+        border = norm.bias - norm._mean * norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
+        y = F.pad(norm(x), [width] * 4)
+        for side in (slice(0, width), slice(-width, None)):
+            y[:, :, side, :] = border.reshape([1, -1, 1, 1])
+            y[:, :, :, side] = border.reshape([1, -1, 1, 1])
+        return y
+
+
+class WithIdentity(nn.Conv2D):
+    """A 1x1 convolution whose weight is learned on top of the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1, bias_attr=False)
+        self.identity = paddle.eye(channels).reshape([channels, channels, 1, 1])
+
+    def forward(self, x: Any) -> Any:
+        return F.conv2d(x, self.weight + self.identity)
+
+
+@entry(1, IMAGE)
+def diverse_branch_written_over() -> Any:
+    return Body(
+        lambda m, x: m.a(x) + m.b(x) + m.c(x) + m.d(x),
+        a=conv_bn(4, 4, 3),
+        b=conv_bn(4, 4, 1),
+        c=nn.Sequential(
+            nn.Conv2D(4, 4, 1, bias_attr=False), PadsWithShift(4, 1), nn.AvgPool2D(3, 1), nn.BatchNorm2D(4)
+        ),
+        d=nn.Sequential(
+            WithIdentity(4),
+            PadsWithShift(4, 1),
+            nn.Conv2D(4, 4, 3, bias_attr=False),
+            nn.BatchNorm2D(4),
+        ),
+    )
+
+
+@entry(3, IMAGE, "padding with another constant than the bias before it")
+def written_over_with_another_constant() -> Any:
+    def body(m: Any, x: Any) -> Any:
+        y = F.pad(m.a(x), [1, 1, 1, 1])
+        for side in (slice(0, 1), slice(-1, None)):
+            y[:, :, side, :] = 0.25
+            y[:, :, :, side] = 0.25
+        return m.b(y)
+
+    return Body(body, a=nn.Conv2D(4, 4, 1), b=nn.Conv2D(4, 4, 3))
+
+
+@entry(1, IMAGE)
+def branches_of_every_shape() -> Any:
+    """What PaddleSlim's SlimRepBlock sums: every odd kernel, a row, a column and the identity."""
+
+    def body(m: Any, x: Any) -> Any:
+        total = 0
+        for layer in (m.five, m.three, m.one, m.row, m.column, m.identity):
+            total += layer(x)
+        return total
+
+    return Body(
+        body,
+        five=conv_bn(4, 4, 5, groups=2),
+        three=conv_bn(4, 4, 3, groups=2),
+        one=conv_bn(4, 4, 1, groups=2),
+        row=conv_bn(4, 4, (1, 5), groups=2),
+        column=conv_bn(4, 4, (5, 1), groups=2),
+        identity=nn.BatchNorm2D(4),
+    )
+
+
+class Affine(nn.Layer):
+    """A learned factor and offset, as PaddleOCR puts them behind branches and activations."""
+
+    def __init__(self, scale: float, bias: float) -> None:
+        super().__init__()
+        self.scale, self.bias = (
+            self.create_parameter([1], default_initializer=nn.initializer.Constant(value))
+            for value in (scale, bias)
+        )
+
+    def forward(self, x: Any) -> Any:
+        return self.scale * x + self.bias
+
+
+class Rep(nn.Layer):
+    """PaddleOCR's LearnableRepLayer: several k x k, a 1x1, the identity; then a scale, an activation, a scale."""
+
+    def __init__(self, a: int, b: int, k: int, stride: Any = 1, groups: int = 1, branches: int = 3) -> None:
+        super().__init__()
+        self.identity = nn.BatchNorm2D(a) if a == b and stride == 1 else None
+        self.wide = nn.LayerList([conv_bn(a, b, k, stride=stride, groups=groups) for _ in range(branches)])
+        self.one = conv_bn(a, b, 1, stride=stride, groups=groups) if k > 1 else None
+        self.before, self.after = Affine(1.25, -0.25), Affine(0.75, 0.5)
+        self.stride = stride
+
+    def forward(self, x: Any) -> Any:
+        out = 0
+        for branch in (self.identity, self.one, *self.wide):
+            if branch is not None:
+                out += branch(x)
+        out = self.before(out)
+        return out if self.stride == 2 else self.after(F.hardswish(out))
+
+
+@entry(10, IMAGE)
+def text_recognition_backbone() -> Any:
+    """Two depthwise-separable steps of PP-LCNetV3: of the scales behind an activation, those that a padded
+    convolution follows stay, the one in front of the 1x1 goes."""
+    return nn.Sequential(Rep(4, 4, 3, groups=4), Rep(4, 8, 1), Rep(8, 8, 5, stride=(2, 1), groups=8), Rep(8, 8, 1))
 
 
 class BakesSize(nn.Layer):

@@ -7,6 +7,7 @@ Paddle's own functions. Nothing of the engine's arithmetic is in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import paddle
 from refold.errors import InputError
 from refold.frontend import AnyArray
 from refold.paddle.lift import Record, computed
-from refold.paddle.perform import perform, twin
+from refold.paddle.patches import SET_ITEM
+from refold.paddle.perform import in_double, perform, recomputed, twin
 from refold.paddle.trace import Step, dtype_name, first_line
 from refold.recording.sizes import Size, formula_of, value_of
 from refold.recording.symbols import Symbol, leaves
@@ -31,12 +33,14 @@ def evaluate(
     def size(entry: Size) -> int:
         return value_of(formula_of(entry), lambda symbol, axis: _size(record, known, batch, symbol, axis))
 
+    stored = partial(_double, cache)
+    written = partial(recomputed, origins=record.trace.origins)
     for step in _needed(record, known, wanted):
         try:
             outputs = perform(
                 step,
                 lambda symbol: known[symbol.name],
-                constant=lambda tensor: _double(cache, tensor),
+                constant=written if step.function == SET_ITEM else stored,
                 size=size,
                 layer=_in_double(cache, step),
             )
@@ -96,7 +100,7 @@ def _double(cache: dict[int, Any], tensor: Any) -> Any:
     if "float" not in dtype_name(tensor):
         return tensor
     if id(tensor) not in cache:
-        cache[id(tensor)] = tensor.detach().astype("float64")
+        cache[id(tensor)] = in_double(tensor)
     return cache[id(tensor)]
 
 

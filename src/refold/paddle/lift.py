@@ -16,11 +16,15 @@ from typing import Any, final
 import numpy as np
 import paddle
 
+from refold.algebra.affine import Array
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value, alive
+from refold.graph.borders import bordered, with_exact_borders
+from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
+from refold.graph.layout import settled
 from refold.paddle import linear
-from refold.paddle.perform import perform
+from refold.paddle.patches import SET_ITEM
+from refold.paddle.perform import perform, recomputed
 from refold.paddle.trace import (
     RetryError,
     Scope,
@@ -193,7 +197,7 @@ def _next(sizes: Iterator[Size], _: Size) -> int:
 @dataclass
 class _Lift:
     """The graph while it grows; ``chains`` holds, for a value that was only rearranged, the steps in both
-    recordings."""
+    recordings, and ``padded``, for one that was padded and then written into, that padding and these steps."""
 
     trace: Trace
     other: Trace
@@ -204,6 +208,7 @@ class _Lift:
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     chains: dict[str, list[tuple[Step, Step]]] = field(default_factory=dict)
+    padded: dict[str, tuple[Pad, list[tuple[Step, Step]]]] = field(default_factory=dict)
     inner: dict[Symbol, tuple[int | None, ...]] = field(default_factory=dict)
     read: set[Symbol] = field(default_factory=set)
 
@@ -238,13 +243,13 @@ def lift_traces(model: Any, trace: Trace, other: Trace) -> tuple[Graph, Record]:
     for one, two in zip(trace.steps, other.steps, strict=True):
         _lift_step(lift, record, one, two)
     outputs = tuple(symbol.name for symbol in symbols(trace.outputs))
-    nodes = alive(lift.nodes, outputs)
+    nodes = with_exact_borders(settled(alive(lift.nodes, outputs)), lift.values)
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*inputs, *outputs}
     values = {name: value for name, value in lift.values.items() if name in used}
     floats = [tensor for tensor in stored(model) if "float" in str(tensor.dtype)]
     parameters = sum(prod(tensor.shape) for tensor in floats)
     largest = min((largest_number(str(t.dtype)) for t in floats), default=float(np.finfo(np.float32).max))
-    return Graph(values, tuple(nodes), inputs, outputs, parameters, largest), record
+    return Graph(values, nodes, inputs, outputs, parameters, largest), record
 
 
 def _common_shape(one: Symbol, two: Symbol) -> tuple[int | None, ...]:
@@ -263,9 +268,13 @@ def _lift_step(lift: _Lift, record: Record, one: Step, two: Step) -> None:
     if linear.is_rearrangement(one) and len(one.reads) == 1:
         _lift_rearrangement(lift, record, one, two)
         return
+    if one.function == SET_ITEM and _lift_border(lift, one, two):
+        return
     op = _op_of(lift, one) if lift.read.isdisjoint(one.gives[1:]) else Opaque()
     reads = one.reads if isinstance(op, Opaque) else linear.reads_of(one)
     inputs = [symbol.name for symbol in reads]
+    if isinstance(op, Pad) and op.value == 0.0:
+        lift.padded[one.gives[0].name] = op, [(one, two)]
     if isinstance(op, Opaque):
         inputs += [symbol.name for symbol in record.open_sizes(one) if symbol.name not in inputs]
     outputs = tuple(symbol.name for symbol in (one.gives if isinstance(op, Opaque) else one.gives[:1]))
@@ -273,9 +282,39 @@ def _lift_step(lift: _Lift, record: Record, one: Step, two: Step) -> None:
     lift.nodes.append(Node(outputs[0], op, tuple(inputs), outputs, cost, _weights(one)))
 
 
+def _lift_border(lift: _Lift, one: Step, two: Step) -> bool:
+    """Something constant written into what was padded: seen together with the padding, if it makes one."""
+    written = one.args[0]
+    if written.name not in lift.padded or len(one.reads) > 1:
+        return False
+    pad, before = lift.padded[written.name]
+    chain = [*before, (one, two)]
+    output = one.gives[0].name
+    lift.padded[output] = pad, chain
+
+    exact = partial(recomputed, origins={**lift.trace.origins, **lift.other.origins})
+
+    def run(which: int, array: Array) -> Array:
+        tensor = paddle.to_tensor(array)
+        for steps in chain:
+            (tensor,) = perform(steps[which], partial(_always, tensor), constant=exact)
+        return np.asarray(tensor.numpy())
+
+    op = bordered(pad, [step.reads[0].shape for step in chain[0]], run)
+    if op is None:
+        return False
+    cost = Cost()
+    for step, _ in chain:
+        cost += _cost(lift, step, pad if step is chain[0][0] else Opaque())
+    lift.nodes.append(Node(output, op, (chain[0][0].reads[0].name,), (output,), cost, _weights(one)))
+    return True
+
+
 def _op_of(lift: _Lift, step: Step) -> Op:
     if step.reason:
         return Opaque(step.reason)
+    if step.function == SET_ITEM:
+        return Opaque("it writes over a piece of a tensor")
     tensors = [*step.reads, *step.gives[:1]]
     if not step.reads or any(len(symbol.shape) < 2 for symbol in tensors):
         return Opaque()

@@ -18,12 +18,13 @@ import paddle
 from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.graph.forms import FormBuilder, form_builder
-from refold.graph.graph import Affine, AffineForm, Graph, Node
+from refold.graph.graph import Affine, AffineForm, Concat, Graph, Node, Pad, Sum
 from refold.graph.plan import Plan
 from refold.graph.region import Part
 from refold.paddle import express, source
 from refold.paddle.lift import Record, computed, parameters_of
 from refold.paddle.linear import CONVOLUTIONS, DENSE
+from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import parameter, twin
 from refold.paddle.source import Code
 from refold.paddle.trace import Scope, Step
@@ -158,9 +159,25 @@ class _Lowering:
             self.call(source.reference(path), step.args, step.kwargs, step.outputs, path)
         elif node is not None and isinstance(node.op, Affine) and self.is_evaluated(step):
             self.express_node(step, node)
+        elif step.function == SET_ITEM:
+            tensor, index, value = self.encoded(step.args)
+            if self.is_free(step.args[0]):
+                self.variables[step.outputs.name] = tensor.text
+            else:
+                self.assign(f"{tensor.text}.clone()", step.outputs, step.name)
+            written = self.variables[step.outputs.name]
+            self.writer.add(f"{written}[{self.writer.index(index)}] = {self.writer.text(value)}")
         else:
             args, kwargs = self.encoded((step.args, step.kwargs))
             self.assign(self.writer.call(step.function, args, kwargs), step.outputs, step.name)
+
+    def is_free(self, symbol: Symbol) -> bool:
+        """Whether a tensor may be written into: it is new, no view of another one, and nobody else reads it."""
+        nests = [self.record.trace.outputs, *((step.args, step.kwargs) for step in self.record.trace.steps)]
+        node = self.graph.producer.get(symbol.name)
+        made = node is not None and isinstance(node.op, Affine | Sum | Pad | Concat)
+        written = symbol.name in self.record.owners and self.record.step(symbol.name).function == SET_ITEM
+        return (made or written) and sum(entry is symbol for nest in nests for entry in symbols(nest)) == 1
 
     def is_evaluated(self, step: Step) -> bool:
         """Whether the weights that a function is called with are not stored as they are used."""

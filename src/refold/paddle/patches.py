@@ -59,8 +59,11 @@ ALIASING = ("_use_gpudnn",)
 # What would tell Python code the numbers in a tensor.
 LOOKING = ("numpy", "item", "tolist", "__bool__", "__nonzero__", "__float__", "__int__", "__index__", "__array__")
 
-# What would write into a tensor without a result of its own.
-WRITING = ("__setitem__", "set_value", "copy_", "_setitem_dygraph", "share_data_with", "get_tensor")
+# Writing into a piece of a tensor: ``x[i] = y``.
+SET_ITEM = "paddle.Tensor.__setitem__"
+
+# What else would write into a tensor without a result of its own.
+WRITING = ("set_value", "copy_", "_setitem_dygraph", "share_data_with", "get_tensor")
 
 # Public functions that are about tensors, not of them.
 UNHEARD = frozenset({"is_tensor", "rank", "to_tensor", "save", "load", "grad", "set_printoptions", "is_empty"})
@@ -116,8 +119,18 @@ def _operators() -> dict[int, str]:
     return {id(function): name for name, function in named if isinstance(function, BuiltinFunctionType)}
 
 
+def _with_item(tensor: Any, index: Any, value: Any) -> Any:
+    """A copy of ``tensor`` in which ``value`` stands at ``index``."""
+    made = tensor.clone()
+    made[index] = value
+    return made
+
+
 def resolved(name: str) -> Callable[..., Any]:
-    """The function of a name that :func:`functions` gave, or of ``paddle.Tensor``'s arithmetic."""
+    """The function of a name that :func:`functions` gave, or of ``paddle.Tensor``'s arithmetic; for
+    :data:`SET_ITEM` the one that gives what it writes."""
+    if name == SET_ITEM:
+        return _with_item
     owner, _, attribute = name.rpartition(".")
     holder: Any = Tensor if owner == "paddle.Tensor" else sys.modules[owner]
     function: Callable[..., Any] = getattr(holder, attribute)

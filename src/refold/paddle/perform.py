@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import paddle
 
 from refold.paddle import patches
-from refold.paddle.trace import Step, computed_weights, dtype_name
+from refold.paddle.trace import Origin, Step, computed_weights, dtype_name
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol, leaves, mapped
 
 Tensor = paddle.Tensor
+
+# How far a constant that is computed again in float64 may be from what it was, relative to its largest number.
+_SINGLE_ROUNDINGS = 1e-5
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -49,6 +52,37 @@ def perform(
     with paddle.no_grad():
         result = operation(*args, **kwargs)
     return [entry for entry in leaves(result) if isinstance(entry, Tensor)]
+
+
+def in_double(tensor: Any) -> Any:
+    """A tensor of real numbers in float64, which holds every narrower type exactly; any other as it is."""
+    return tensor.detach().astype("float64") if "float" in dtype_name(tensor) else tensor
+
+
+def recomputed(tensor: Any, origins: Mapping[int, Origin]) -> Any:
+    """A constant in float64, computed again from what is stored as the forward computed it, if that gives the same
+    up to rounding."""
+    origin = origins.get(id(tensor))
+    if origin is None or dtype_name(tensor) != "float32":
+        return in_double(tensor)
+
+    def leaf(entry: Any) -> Any:
+        if isinstance(entry, Tensor):
+            return recomputed(entry, origins)
+        return float(np.float32(entry)) if isinstance(entry, float) else entry  # as Paddle computes with it
+
+    args, kwargs = mapped(leaf, (origin.args, origin.kwargs))
+    known = in_double(tensor)
+    try:
+        with paddle.no_grad():
+            made = [entry for entry in leaves(origin.function(*args, **kwargs)) if isinstance(entry, Tensor)]
+        found = made[origin.place].astype("float64")
+    except Exception:  # an operator without a float64 kernel, in whatever words of Paddle
+        return known
+    gap, size = (
+        (float(abs(part).max()) for part in (found - known, known)) if found.shape == known.shape else (1, 0)
+    )
+    return found if gap <= _SINGLE_ROUNDINGS * size else known
 
 
 def twin(layer: Any, computed: dict[str, Any], memo: dict[int, Any] | None = None) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 
 from refold.paddle import patches
-from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, WRITING
+from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, SET_ITEM, WRITING
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 
@@ -106,10 +106,23 @@ class Step:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """How a forward computed a constant from others: what ``function`` gave, as which of its tensors."""
+
+    tensor: Any
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: int
+
+
+@final
 @dataclass(eq=False)
 class Trace:
     """A recorded model: its steps in order, and the nests of its inputs and outputs. ``tensors`` are the
-    inputs themselves, ``results`` the numbers that the model gave."""
+    inputs themselves, ``results`` the numbers that the model gave. ``origins`` says, by identity, of constants how
+    they were computed."""
 
     steps: list[Step] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
@@ -117,6 +130,7 @@ class Trace:
     outputs: Any = None
     tensors: list[Any] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
+    origins: dict[int, Origin] = field(default_factory=dict)
 
 
 class UntraceableError(Exception):
@@ -149,6 +163,7 @@ class _Recorder:
         self.step: Step | None = None
         self.listening = False
         self.symbols: dict[int, Symbol] = {}
+        self.homes: dict[int, Scope | None] = {}  # in which scope a tensor was made
         self.alive: list[Any] = []  # an id is worth nothing once its object is gone
         self.names: dict[str, int] = {}
         self.paths = {id(layer): path for path, layer in model.named_sublayers(include_self=True)}
@@ -201,6 +216,7 @@ class _Recorder:
         for name in WRITING:
             if name in vars(Tensor):
                 on_tensor[name] = self.on_misuse(vars(Tensor)[name], "writes into a tensor")
+        on_tensor["__setitem__"] = self.on_set_item(vars(Tensor)["__setitem__"])
 
         def layer_call(layer: Any, *args: Any, **kwargs: Any) -> Any:
             return recorder.layer_call(original, layer, args, kwargs)
@@ -224,6 +240,7 @@ class _Recorder:
             result = original(tensor, *args)
             if self.listening and id(tensor) in self.symbols:
                 self.symbols[id(result)] = self.symbols[id(tensor)]
+                self.homes[id(result)] = self.homes[id(tensor)]
                 self.alive.append(result)
             return result
 
@@ -237,10 +254,33 @@ class _Recorder:
 
         return misused
 
+    def on_set_item(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def written(tensor: Any, index: Any, value: Any) -> None:
+            if not self.listening or not self.is_followed((tensor, index, value)):
+                original(tensor, index, value)
+                return
+            home = self.homes.get(id(tensor))
+            if self.step is not None or home is None or self.scope not in home.chain or self.is_followed(index):
+                raise _CannotFollowError("writes into a tensor")
+            given = self.encoded((tensor, index, value))
+            step = Step(self.unique(self.within("setitem")), given, {}, self.scope, function=SET_ITEM)
+            self.listening = False
+            try:
+                original(tensor, index, value)
+            finally:
+                self.listening = True
+            step.outputs = self.symbol(tensor, step.name)
+            self.trace.steps.append(step)
+
+        return written
+
     def on_function(self, name: str, function: Callable[..., Any], operator: str | None) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             if not self.listening or not self.is_followed((args, kwargs)):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                if self.listening and self.step is None:
+                    self.remember(function, args, kwargs, result)
+                return result
             if self.step is not None:
                 if operator is None:
                     return function(*args, **kwargs)
@@ -265,6 +305,14 @@ class _Recorder:
 
         called.__wrapped__ = function  # type: ignore[attr-defined]
         return called
+
+    def remember(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
+        """How constants come from others."""
+        given = {id(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+        for place, tensor in enumerate(made):
+            if given and id(tensor) not in given:
+                self.trace.origins[id(tensor)] = Origin(tensor, function, args, kwargs, place)
 
     def primitive(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self.step is not None
@@ -359,6 +407,7 @@ class _Recorder:
         shape = tuple(int(size) for size in self.shape.__get__(tensor))
         made = Symbol(name, shape, dtype_name(tensor))
         self.symbols[id(tensor)] = made
+        self.homes[id(tensor)] = self.scope
         self.alive.append(tensor)
         return made
 

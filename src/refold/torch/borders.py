@@ -1,29 +1,19 @@
-"""Padding with something else than zeros, as people write it: zeros first, then a number per channel written over
-each side (``BNAndPad`` of DiverseBranchBlock, ``SeqConv3x3`` of ECBSR).
-
-What such steps do is read from what they make of two random tensors: the inside is the tensor that was padded, and
-the border is the same for both.
-"""
+"""Padding that is written by hand, as recorded steps of torch: see :mod:`refold.graph.borders`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from refold.graph.forms import form_builder
-from refold.graph.graph import AffineForm, Graph, Node, Opaque, Pad, Value
+from refold.algebra.affine import Array
+from refold.graph import borders
+from refold.graph.graph import Pad
 from refold.recording.symbols import Constant, Symbol
 from refold.torch.perform import in_double, perform
 from refold.torch.trace import Step
-
-# How far, in roundings of float64, a border may be from the bias for which it stands: it is computed by another
-# formula.
-_ROUNDINGS = 32
 
 
 def bordered(recordings: Sequence[Sequence[Step]], pad: Pad, doubles: dict[int, Any]) -> Pad | None:
@@ -31,61 +21,19 @@ def bordered(recordings: Sequence[Sequence[Step]], pad: Pad, doubles: dict[int, 
 
     ``recordings`` holds the steps, the padding first, in both recordings. None if they do something else.
     """
-    found: list[tuple[float, ...]] = []
-    for steps in recordings:
-        shape = steps[0].reads[0].shape
-        tensors = [torch.from_numpy(np.random.default_rng(seed).normal(size=shape)) for seed in (0, 1)]
-        results = [_run(steps, tensor, doubles) for tensor in tensors]
-        inside = tuple(
-            slice(before, size - after) for (before, after), size in zip(pad.widths, results[0].shape, strict=True)
-        )
-        if any(min(pair) < 0 for pair in pad.widths) or pad.widths[1] != (0, 0):
-            return None
-        border = np.ones(results[0].shape, dtype=bool)
-        border[inside] = False
-        if not all(np.array_equal(result[inside], tensor) for result, tensor in zip(results, tensors, strict=True)):
-            return None
-        first, second = (np.moveaxis(result, 1, 0)[:, np.moveaxis(border, 1, 0)[0]] for result in results)
-        if not first.size or not np.array_equal(first, second) or np.ptp(first, axis=1).any():
-            return None
-        found.append(tuple(float(number) for number in first[:, 0]))
-    if any(values != found[0] for values in found):
-        return None
-    return Pad(pad.widths, found[0], 1)
 
-
-def _run(steps: Sequence[Step], tensor: Any, doubles: dict[int, Any]) -> Any:
     def constant(entry: Constant) -> Any:
         return in_double(entry, doubles).cpu()
 
-    for step in steps:
-        (tensor,) = perform(step, partial(_always, tensor), constant=constant, double=True)
-    return tensor.numpy()
+    def run(which: int, array: Array) -> Array:
+        tensor = torch.from_numpy(array)
+        for step in recordings[which]:
+            (tensor,) = perform(step, partial(_always, tensor), constant=constant, double=True)
+        made: Array = tensor.numpy()
+        return made
+
+    return borders.bordered(pad, [steps[0].reads[0].shape for steps in recordings], run)
 
 
 def _always(tensor: Any, _: Symbol) -> Any:
     return tensor
-
-
-def with_exact_borders(nodes: Sequence[Node], values: dict[str, Value]) -> tuple[Node, ...]:
-    """``nodes``, in which every border that is the bias before it, up to roundings of float64, is that bias."""
-    if not any(isinstance(node.op, Pad) and node.op.axis is not None for node in nodes):
-        return tuple(nodes)
-    builder = form_builder(Graph(values, tuple(nodes), (), ()))
-    forms: dict[str, AffineForm] = {}
-    exact = []
-    for node in nodes:
-        if isinstance(node.op, Pad) and node.op.axis is not None and node.inputs[0] in forms:
-            bias = forms[node.inputs[0]].bias
-            gap = np.abs(np.asarray(node.op.value) - bias)
-            if np.all(gap <= _ROUNDINGS * 2.0**-53 * np.max(np.abs(bias), initial=0.0)):
-                node = replace(node, op=replace(node.op, value=tuple(float(number) for number in bias)))
-        exact.append(node)
-        if isinstance(node.op, Opaque):
-            continue
-        seen = [forms.get(name) or builder.leaf(name) for name in node.inputs]
-        known = [form for form in seen if isinstance(form, AffineForm)]
-        form = builder.combine(node, known) if len(known) == len(seen) else None
-        if isinstance(form, AffineForm):
-            forms[node.output] = form
-    return tuple(exact)

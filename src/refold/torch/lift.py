@@ -13,11 +13,12 @@ import torch
 from refold.algebra.affine import Array, scale_shift
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
+from refold.graph.borders import with_exact_borders
 from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
 from refold.graph.layout import settled
 from refold.recording.symbols import Constant, Symbol, symbols
 from refold.torch import functions, linear
-from refold.torch.borders import bordered, with_exact_borders
+from refold.torch.borders import bordered
 from refold.torch.examples import to_numpy
 from refold.torch.perform import in_double, perform, sources
 from refold.torch.record import Record
