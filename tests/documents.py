@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 RUN_ON = {
     "keras": ("README.md", "docs/keras.md", "docs/weight-normalization.md"),
+    "checkpoints": ("docs/checkpoints.md",),
     "onnx": ("docs/onnx.md",),
     "paddle": ("docs/paddle.md",),
     "torch": ("docs/torch.md", "docs/certificate.md", "docs/weight-normalization-tutorial.md"),

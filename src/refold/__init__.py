@@ -1,5 +1,7 @@
 """Train a network in a rich form, ship it in a plain one, and prove that both are the same function."""
 
+from refold.checkpoints import convert as convert
+from refold.checkpoints import convert_state as convert_state
 from refold.errors import InputError as InputError
 from refold.probe import probe as probe
 from refold.verbs import bench as bench

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -119,33 +119,71 @@ def write_atomically(
         InputError: ``path`` exists and ``overwrite`` is not set, is not a regular file, or cannot be written.
             What ``write`` raises comes through, but for OSError.
     """
+    write_together({Path(path): write}, overwrite=overwrite, inputs=inputs)
+
+
+def write_together(
+    writers: Mapping[Path, Callable[[Path], None]],
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+) -> None:
+    """Make several files as :func:`write_atomically` makes one: none takes its place before all are on the disk.
+
+    They take their places in the order given, so the last can be an index of the others. Raises InputError.
+    """
+    with ExitStack() as undo:
+        waiting = [_prepare(path, write, overwrite, inputs, undo) for path, write in writers.items()]
+        for temporary, target, shown in waiting:
+            with _writing(shown):
+                if overwrite:
+                    os.replace(temporary, target)
+                else:
+                    _publish(temporary, target, shown)
+        for folder in {target.parent for _, target, _ in waiting}:
+            with suppress(OSError):  # not every file system can
+                _flush(folder, os.O_RDONLY | _DIRECTORY)
+
+
+def _prepare(
+    path: Path,
+    write: Callable[[Path], None],
+    overwrite: bool,
+    inputs: Sequence[str | os.PathLike[str]],
+    undo: ExitStack,
+) -> tuple[Path, Path, str]:
+    """Write a temporary file, which ``undo`` removes; it, where it goes, and what that is called in errors."""
     shown = printable(path)
     try:
-        target, old = _target(Path(path), shown, overwrite, inputs)
+        target, old = _target(path, shown, overwrite, inputs)
     except (OSError, ValueError) as error:
         raise InputError(f"{shown}: it cannot be written ({_reason(error)})") from error
     # Private until it is whole if the old one was; the process' umask takes care of a new one.
     mode = 0o666 if old is None else 0o600
     temporary = target.with_name(f".refold-{secrets.token_hex(8)}{target.suffix}")
-    try:
+    undo.callback(_remove, temporary)
+    with _writing(shown):
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
         write(temporary)
         if old is not None:
             os.chmod(temporary, old)
         _flush(temporary, os.O_RDWR)
-        if overwrite:
-            os.replace(temporary, target)
-        else:
-            _publish(temporary, target, shown)
-        with suppress(OSError):  # not every file system can
-            _flush(target.parent, os.O_RDONLY | _DIRECTORY)
+    return temporary, target, shown
+
+
+@contextmanager
+def _writing(shown: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{shown}: it cannot be written ({_reason(error)}); what was there before is unchanged"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _target(

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from refold import verbs
+from refold import checkpoints, verbs
 from refold.cli import factory
 from refold.errors import InputError
 from refold.files import open_regular, write_atomically
@@ -103,6 +103,26 @@ def bench(options: argparse.Namespace) -> int:
         )
     _show(timing.to_json(), terminal.timing(timing), options)
     _write_reports(Page(title=f"{options.model.name} and {options.plain.name}", timing=timing), options)
+    return SAME
+
+
+def convert(options: argparse.Namespace) -> int:
+    """``refold convert SOURCE -o TARGET``"""
+    with progress() as bar:
+        task = bar.add_task("converting", total=None)
+        conversion = checkpoints.convert(
+            options.source,
+            options.output,
+            options.to,
+            axes=options.axes,
+            skip=options.skip,
+            method=options.method,
+            epsilon=options.epsilon,
+            overwrite=options.force,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _show(conversion.to_json(), terminal.conversion(conversion), options)
+    print(f"written to {options.output}", file=sys.stderr)
     return SAME
 
 

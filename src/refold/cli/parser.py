@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refold import __version__
+from refold.checkpoints import FORMS
+from refold.weights import METHODS
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,6 +46,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prove.add_argument("--force", action="store_true", help="replace files that exist")
     _add_output(prove)
     _add_reading(prove)
+
+    convert = commands.add_parser(
+        "convert",
+        help="rewrite a checkpoint's weight-normalized weights: plain, or in another library's names",
+        description="Rewrite the reparameterized weights of a checkpoint, without a model and without a framework. "
+        "SOURCE is a .safetensors file, an index of several or their folder, a .pdparams, a .h5 of Keras 2, a .pt.",
+    )
+    convert.add_argument("source", type=Path, metavar="SOURCE")
+    convert.add_argument("-o", "--output", type=Path, required=True, metavar="TARGET", help="a file, or a folder")
+    convert.add_argument("--to", choices=FORMS, default="plain", help="default: plain")
+    convert.add_argument(
+        "--axis",
+        dest="axes",
+        action="append",
+        default=[],
+        metavar="PATTERN=AXIS",
+        help="which axis of the weights of these names numbers the output units: 0, -1, none (one norm for the "
+        "whole weight), or 1/G (a transposed convolution of torch with G groups); of plain weights, these are "
+        "converted",
+    )
+    convert.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="leave these as they are")
+    convert.add_argument(
+        "--method", choices=list(METHODS), help="of weights in refold's form, which does not say it"
+    )
+    convert.add_argument("--epsilon", type=float, metavar="NUMBER", help="of the method (default: its own)")
+    convert.add_argument("--force", action="store_true", help="replace files that exist")
+    convert.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _add_debug(convert)
 
     bench = commands.add_parser("bench", help="how much faster is the second model?")
     bench.add_argument("model", type=Path, metavar="MODEL")

@@ -111,7 +111,8 @@ def restore(model: Any, weights: Path | None) -> Any:
         if weights.suffix != ".safetensors":
             raise InputError(
                 f"{shown}: weights are read from .safetensors files; .pdparams files hold pickled Python objects, "
-                "which can run code: if you trust one, call paddle.load in the factory"
+                f"which can run code; make {printable(weights.with_suffix('.safetensors').name)} of it with refold "
+                "convert, which runs none"
             )
         with open_regular(weights, MOST_WEIGHTS) as file:
             data = file.read()

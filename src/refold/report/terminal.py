@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refold.bench import Timing
+from refold.checkpoints import Conversion
 from refold.graph import Plan
 from refold.proof.certificate import Certificate, Verdict
 from refold.proof.recheck import Recheck
@@ -77,6 +78,18 @@ def recheck(recheck: Recheck) -> list[Any]:
     return [head, _text(rest)] if rest else [head]
 
 
+def conversion(conversion: Conversion) -> list[Any]:
+    """Which weights of a checkpoint were converted, and what it has no more."""
+    parts: list[Any] = [_line(str(conversion), "bold")]
+    if conversion.converted:
+        weights = _table("weight", "from", "to", "units")
+        for entry in conversion.converted:
+            units = "" if entry["units"] is None else f"{entry['units']:,}"
+            weights.add_row(_text(entry["name"]), entry["from"], entry["to"], units)
+        parts.append(weights)
+    return parts
+
+
 def timing(timing: Timing) -> list[Any]:
     """How much faster."""
     first, _, rest = str(timing).partition("\n")
@@ -86,7 +99,7 @@ def timing(timing: Timing) -> list[Any]:
 def _table(*heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
-        numbers = head in ("before", "after", "steps")
+        numbers = head in ("before", "after", "steps", "units")
         table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=index == 0)
     return table
 
