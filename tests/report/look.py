@@ -1,4 +1,4 @@
-"""Pages to look at: ``make look`` writes them and their screenshots, and fails on any message in a browser's console.
+"""Pages to look at: ``make look`` writes them and their screenshots, and fails on any message in the console.
 
 Needs a Chromium, which only few machines have, so it is no part of the suite; what the suite can see of a page
 without a browser is in ``test_page.py``.
