@@ -1,4 +1,4 @@
-"""Pages to look at: ``make look`` writes them and their screenshots, and fails on any message in the console.
+"""Pages to look at: ``make look`` takes their screenshots, and fails on any message in a browser's console.
 
 Needs a Chromium, which only few machines have, so it is no part of the suite; what the suite can see of a page
 without a browser is in ``test_page.py``.
@@ -21,7 +21,7 @@ from refold.report.page import render
 from refold.report.summary import Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = [
+QUIET = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -32,7 +32,7 @@ QUIET = [
     "--disable-sync",
     "--hide-scrollbars",
     "--enable-logging=stderr",
-]
+)
 LOOKS = {
     "light": ("--window-size=1280,1800",),
     "dark": ("--window-size=1280,1800", "--blink-settings=preferredColorScheme=0"),
