@@ -10,6 +10,16 @@ import torch
 from zoo import RepVGG, randomize
 
 from refold.cli import main
+from refold.torch.files import restore
+from refold.torch.wrappers import as_one, unwrapped
+
+
+class Net(RepVGG):
+    """Like the one in the file."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
 
 SOURCE = """
 import torch
@@ -55,12 +65,28 @@ def test_folds_what_a_factory_makes(folder: Path, capsys: pytest.CaptureFixture[
     assert main(["fold", name(folder, "net"), *arguments, "-o", "plain.pt2"]) == 2  # exists
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_checkpoints_of_wrapped_models_load(folder: Path, prefix: str) -> None:
-    state = {prefix + key: value for key, value in randomize(RepVGG(4, 4)).state_dict().items()}
-    torch.save({"state_dict": state, "epoch": torch.tensor(3)}, "checkpoint.pt")
-    arguments = ["--weights", "checkpoint.pt", "--shape", "N,4,9,9"]
-    assert main(["inspect", name(folder, "model"), *arguments]) == 0
+def wrapped(model: torch.nn.Module, around: str) -> torch.nn.Module:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    if around == "inside":
+        model.dense = checkpoint_wrapper(torch.compile(model.dense, backend="eager"))
+        return torch.nn.DataParallel(torch.compile(model, backend="eager"))
+    return {"average": torch.optim.swa_utils.AveragedModel, "parallel": torch.nn.DataParallel}[around](model)
+
+
+@pytest.mark.parametrize("around", ["average", "parallel", "inside"])
+def test_checkpoints_of_wrapped_models_load(folder: Path, around: str) -> None:
+    model = randomize(Net(), seed=5)
+    wanted = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save({"state_dict": wrapped(model, around).state_dict(), "epoch": torch.tensor(3)}, "checkpoint.pt")
+    assert main(["inspect", name(folder, "net"), "--weights", "checkpoint.pt", "--shape", "N,4,9,9"]) == 0
+    # A wrapped model takes those of a plain one, and of one that is wrapped otherwise.
+    torch.save(wanted, "plain.pt")
+    for path in ("plain.pt", "checkpoint.pt"):
+        for again in ("average", "parallel", "inside"):
+            loaded = restore(wrapped(randomize(Net()), again), Path(path))
+            state = unwrapped(as_one(loaded)).state_dict()
+            assert all(torch.equal(state[key], value) for key, value in wanted.items())
 
 
 def test_folds_an_exported_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

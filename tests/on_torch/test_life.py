@@ -115,6 +115,60 @@ def test_wrappers_of_torch_are_looked_through() -> None:
         assert_alike(plain(x), model(x))
 
 
+def never(graph: Any, inputs: Any) -> Any:
+    raise AssertionError("something was compiled")
+
+
+def compiled_inside(model: Any) -> Any:
+    model[0] = torch.compile(model[0], backend=never)
+    return model
+
+
+def compiled_in_place(model: Any) -> Any:
+    model.compile(backend=never)
+    return model
+
+
+def checkpointed(model: Any) -> Any:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model[0] = checkpoint_wrapper(torch.compile(model[0], backend=never))
+    return checkpoint_wrapper(model)
+
+
+@pytest.mark.parametrize("wrap", [compiled_inside, compiled_in_place, checkpointed])
+def test_wrappers_inside_are_looked_through_and_nothing_is_compiled(wrap: Any) -> None:
+    model, x = randomize(nn.Sequential(conv_bn(4, 4), nn.ReLU())), torch.randn(2, 4, 9, 9)
+    wanted = model(x)
+    wrapped = wrap(model)
+    names = list(wrapped.state_dict())
+    plain = refold.fold(wrapped, x)
+    assert set(plain.state_dict()) == {"0.0.weight", "0.0.bias"}
+    assert_alike(plain(x), wanted)
+    assert refold.prove(wrapped, plain, x).ok
+    assert list(wrapped.state_dict()) == names
+    assert_alike(refold.fold(plain, x)(x), wanted)
+
+
+def test_methods_and_lists_of_modules_are_followed_into_what_is_unwrapped() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = conv_bn(4, 4)
+            self.listed = [self.block]  # which torch does not know of
+            self.forward = self.listed_ones
+
+        def listed_ones(self, x: Any) -> Any:
+            return self.listed[0](torch.relu(x))
+
+    model, x = randomize(nn.Sequential(Chosen(), nn.Sequential(nn.ReLU()))), torch.randn(2, 4, 9, 9)
+    wanted = model(x)
+    model[1] = torch.compile(model[1], backend=never)
+    plain = refold.fold(model, x)
+    assert_alike(plain(x), wanted)
+    assert set(plain.state_dict()) == {"0.block.0.weight", "0.block.0.bias"}
+
+
 def test_a_module_without_a_certain_size_folds_for_all_sizes() -> None:
     model = randomize(nn.Sequential(conv_bn(4, 4), nn.ReLU(), conv_bn(4, 4, stride=2)))
     plain = refold.fold(model, torch.randn(1, 4, 9, 9))

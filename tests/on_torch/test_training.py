@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,60 +45,203 @@ def train(model: Any, x: Any, y: Any) -> None:
         optimizer.step()
 
 
-def one_process(rank: int, way: str, folder: str) -> None:
+class Pair(nn.Module):
+    """Two layers to cut along what lies between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(self.second(self.first(x)))
+
+
+def pair() -> Any:
+    torch.manual_seed(0)
+    return Pair().eval()
+
+
+def one_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
-    model = network()
-    x, y = (part.chunk(PROCESSES)[rank] for part in batch())
-    if way == "DDP":
-        trained: Any = nn.parallel.DistributedDataParallel(model)
-    else:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        trained = fully_shard(model, mesh=init_device_mesh("cpu", (PROCESSES,)))
-    train(trained, x, y)
-    trained.eval()
-    if way == "DDP":
-        state = model.state_dict()
-        # The wrapper is looked through.
-        plain = refold.fold(trained, batch()[0])
-    else:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        state = get_model_state_dict(trained, options=StateDictOptions(full_state_dict=True))
-        plain = None
-    if rank == 0:
-        torch.save({"state": state, "plain": None if plain is None else plain.state_dict()}, f"{folder}/state.pt")
+    for way, fold in {"DDP": distributed, "FSDP2": sharded, "TP": cut}.items():
+        found = fold(rank)
+        if rank == 0:
+            torch.save(found, f"{folder}/{way}.pt")
+    model = torch.distributed.fsdp.fully_shard(network(), mesh=mesh()).eval()
     dist.barrier()
     dist.destroy_process_group()
+    with pytest.raises(refold.InputError) as caught:
+        refold.fold(model, batch()[0])
+    if rank == 0:
+        torch.save({"sentence": str(caught.value)}, f"{folder}/alone.pt")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over files")
+def mesh() -> Any:
+    return torch.distributed.device_mesh.init_device_mesh("cpu", (PROCESSES,))
+
+
+def distributed(rank: int) -> dict[str, Any]:
+    model = network()
+    trained = nn.parallel.DistributedDataParallel(model)
+    train(trained, *(part.chunk(PROCESSES)[rank] for part in batch()))
+    plain = refold.fold(trained.eval(), batch()[0])  # the wrapper is looked through
+    return {"state": model.state_dict(), "plain": plain.state_dict()}
+
+
+def sharded(rank: int) -> dict[str, Any]:
+    """Trained and folded in pieces, as people do it: layers by themselves, one of them compiled."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.tensor import DTensor
+
+    trained = network()
+    for layer in trained[:2]:
+        fully_shard(layer, mesh=mesh())
+    trained[1] = torch.compile(trained[1], backend="eager")
+    trained = fully_shard(trained, mesh=mesh())
+    train(trained, *(part.chunk(PROCESSES)[rank] for part in batch()))
+    x = batch()[0]
+    wanted = trained.eval()(x)  # after this, some of the weights are whole for a while
+    plain = refold.fold(trained, x)
+    assert all(isinstance(parameter, DTensor) for parameter in trained.parameters())
+    assert not any(isinstance(module, FSDPModule) for module in plain.modules())
+    assert torch.allclose(plain(x), wanted, atol=1e-5)
+    assert torch.allclose(trained(x), wanted, atol=1e-6)  # and it goes on as before
+    certificate = refold.prove(trained, plain, x)
+    assert certificate.ok
+    state = get_model_state_dict(trained, options=StateDictOptions(full_state_dict=True))
+    return {"state": state, "plain": plain.state_dict(), "notes": refold.inspect(trained, x).notes}
+
+
+def cut(rank: int) -> dict[str, Any]:
+    """Tensor parallelism, and one that leaves every process with its piece of the result."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    model = parallelize_module(pair(), mesh(), {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    plain = refold.fold(model, x)
+    assert refold.prove(model, plain, x).ok
+    with pytest.raises(refold.InputError) as caught:
+        refold.fold(parallelize_module(pair(), mesh(), {"second": ColwiseParallel()}), x)
+    return {"plain": plain.state_dict(), "given": x, "gives": plain(x), "sentence": str(caught.value)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What the first of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(one_process, (str(folder),), PROCESSES)
+    return lambda way: torch.load(folder / f"{way}.pt")
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over files")
+
+NAMES = {
+    "0.weight": (4, 2, 3, 3),
+    "0.bias": (4,),
+    "1.conv.weight": (4, 4, 3, 3),
+    "1.conv.bias": (4,),
+    "4.weight": (3, 4),
+    "4.bias": (3,),
+}
+
+
 @pytest.mark.parametrize("way", ["DDP", "FSDP2"])
-def test_two_processes_train_the_weights_of_one_and_they_fold(way: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_process, (way, str(tmp_path)), PROCESSES)
+def test_two_processes_train_the_weights_of_one_and_they_fold(way: str, found: Any) -> None:
     alone, (x, y) = network(), batch()
     train(alone, x, y)
     alone.eval()
-    found = torch.load(tmp_path / "state.pt")
+    state, plain_there = found(way)["state"], found(way)["plain"]
     for name, value in alone.state_dict().items():
-        assert torch.allclose(found["state"][name], value, atol=1e-5), name
+        assert torch.allclose(state[name], value, atol=1e-5), name
     gathered = network().eval()
-    gathered.load_state_dict(found["state"])
+    gathered.load_state_dict(state)
     plain = refold.fold(gathered, x)
-    assert {key: tuple(value.shape) for key, value in plain.state_dict().items()} == {
-        "0.weight": (4, 2, 3, 3),
-        "0.bias": (4,),
-        "1.conv.weight": (4, 4, 3, 3),
-        "1.conv.bias": (4,),
-        "4.weight": (3, 4),
-        "4.bias": (3,),
-    }
+    assert {key: tuple(value.shape) for key, value in plain.state_dict().items()} == NAMES
     assert torch.allclose(plain(x), alone(x), atol=1e-5)
-    if found["plain"] is not None:
-        for name, value in plain.state_dict().items():
-            assert torch.allclose(found["plain"][name], value, atol=1e-6)
+    # The same as from the form in which each process has a piece of it.
+    assert set(plain_there) == set(NAMES)
+    for name, value in plain.state_dict().items():
+        assert type(plain_there[name]) is torch.Tensor
+        assert torch.allclose(plain_there[name], value, atol=1e-6)
+
+
+def test_weights_in_pieces_are_named(found: Any) -> None:
+    assert "its weights were gathered from the pieces that several processes have" in found("FSDP2")["notes"]
+
+
+def test_tensor_parallel_weights_fold_or_are_refused(found: Any) -> None:
+    there = found("TP")
+    assert torch.allclose(there["gives"], pair()(there["given"]), atol=1e-6)
+    assert {key: tuple(value.shape) for key, value in there["plain"].items()} == {
+        "linear.weight": (4, 4),
+        "linear.bias": (4,),
+    }
+    assert "gives something else with the pieces of its weights that this process has" in there["sentence"]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Any]:
+    """A mesh of this one process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_what_stays_is_a_module_as_its_author_wrote_it(alone: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(RepVGGBlock(2, 4), nn.PReLU(4), nn.LSTM(9, 3, batch_first=True)).eval()
+    model.blocks = [model[0]]  # and a list that torch does not know of
+    model[1].register_forward_hook(lambda module, inputs, output: output[:, 0])
+    frozen = model[1].weight.requires_grad_(False)
+    x = batch()[0]
+    wanted = [result.detach() for result in (model(x)[0], *model(x)[1])]
+    sharded = fully_shard(model, mesh=alone)
+    plain = refold.fold(sharded, x)
+    assert all(
+        torch.allclose(one, two, atol=1e-5) for one, two in zip((plain(x)[0], *plain(x)[1]), wanted, strict=True)
+    )
+    assert type(plain.get_submodule("2")) is nn.LSTM
+    assert not plain.get_submodule("1").weight.requires_grad
+    assert not frozen.requires_grad
+    copied = copy.deepcopy(plain)  # which a module of FSDP refuses
+    assert not any("fsdp" in name for module in copied.modules() for name in vars(module))
+
+
+def test_half_precision_of_fsdp_is_not_in_the_weights(alone: Any) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    sharded, x = fully_shard(network(), mesh=alone, mp_policy=policy), batch()[0]
+    sharded(x).float().sum().backward()
+    assert all(bool(parameter.grad.full_tensor().isfinite().all()) for parameter in sharded.parameters())
+    sharded.eval()(x)  # after this, the weights are whole for a while, in half precision
+    plain, wanted = refold.fold(sharded, x), network().eval()
+    assert all(parameter.dtype == torch.float32 for parameter in plain.parameters())
+    assert torch.allclose(plain(x), wanted(x), atol=1e-5)
+
+
+def test_weights_that_cannot_be_gathered_are_refused(found: Any) -> None:
+    assert "in pieces on several processes and cannot be gathered" in found("alone")["sentence"]
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching")
+def test_the_older_fsdp_is_refused(alone: Any) -> None:
+    wrapped = torch.distributed.fsdp.FullyShardedDataParallel(network(), device_id=torch.device("cpu")).eval()
+    with pytest.raises(refold.InputError, match="FullyShardedDataParallel, which hides its weights: gather them"):
+        refold.fold(wrapped, batch()[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_converted_as_a_whole_it_trains(dtype: Any) -> None:
+    model, (x, y) = network().to(dtype), batch()
+    F.cross_entropy(model(x.to(dtype)).float(), y).backward()
+    assert all(parameter.grad.dtype == dtype for parameter in model.parameters())
+    plain = refold.fold(model.eval(), x.to(dtype))
+    assert torch.allclose(plain(x.to(dtype)), model(x.to(dtype)), atol=0.05)
 
 
 def test_mixed_precision_trains_and_folds() -> None:

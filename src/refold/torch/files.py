@@ -21,11 +21,11 @@ from refold.errors import InputError
 from refold.files import open_regular, write_atomically
 from refold.recording.symbols import leaves, mapped
 from refold.shown import printable
-from refold.torch import examples
+from refold.torch import examples, wrappers
 from refold.torch.trace import first_line
 
-# What training leaves in front of the names of weights.
-PREFIXES = ("module.", "_orig_mod.")
+# What data parallelism leaves in front of the names of all weights.
+PREFIX = "module."
 
 
 def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
@@ -106,9 +106,10 @@ def restore(model: Any, path: Path | None) -> Any:
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"the factory gives a {type(model).__name__}, which is no torch module")
     if path is not None:
-        state = _without_prefixes(read_weights(path), model)
+        inner = wrappers.unwrapped(model)
+        state = _fitted(read_weights(path), inner)
         try:
-            model.load_state_dict(state)
+            inner.load_state_dict(state)
         except Exception as error:  # missing, unexpected and misshapen weights, in torch's words
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             what = printable("; ".join(lines[1:3] or lines), 400).rstrip(".")
@@ -145,15 +146,18 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return dict(state)
 
 
-def _without_prefixes(state: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """The weights under the model's own names: what wrappers put in front of all of them is taken away."""
-    own = set(model.state_dict())
-    names = {name: name for name in state}
-    changed = True
-    while changed and not own.issubset(names.values()):
-        changed = False
-        for prefix in PREFIXES:
-            if names and all(name.startswith(prefix) for name in names.values()):
-                names = {key: name[len(prefix) :] for key, name in names.items()}
-                changed = True
-    return {name: state[key] for key, name in names.items() if name != "n_averaged"}
+def _fitted(state: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The weights under the model's own names, which have what wrappers put into names, or have not, as those in
+    the file."""
+    own = {_plain_name(name): name for name in model.state_dict()}
+    names = {_plain_name(name): name for name in state if name in own or name != "n_averaged"}
+    if len(names) < len(state.keys() - {"n_averaged"}):
+        return dict(state)  # two names are one: whoever loads this says what does not fit
+    while not own.keys() <= names.keys() and names and all(name.startswith(PREFIX) for name in names):
+        names = {name.removeprefix(PREFIX): given for name, given in names.items()}
+    return {own.get(name, name): state[given] for name, given in names.items()}
+
+
+def _plain_name(name: str) -> str:
+    """The name of a weight without what ``torch.compile`` and activation checkpoints put into it."""
+    return ".".join(segment for segment in name.split(".") if segment not in wrappers.SEGMENTS)

@@ -20,7 +20,7 @@ from refold.graph.plan import Plan
 from refold.recording.arguments import argument_names, input_names
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves
-from refold.torch import examples, execute, express, inside
+from refold.torch import examples, execute, express, inside, wrappers
 from refold.torch.examples import to_numpy
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
@@ -54,10 +54,16 @@ class TorchFrontend:
 
     def lift(self, model: Any, example: Any = None) -> Lifted:
         """The neutral graph of a torch module in eval mode."""
-        model = unwrapped(model)
-        _check(model)
-        lifted = _lifted(model, examples.specs_of(model, example))
-        return replace(lifted, notes=(*_notes(model), *lifted.notes))
+        given = wrappers.unwrapped(model)
+        _check(given)
+        whole = wrappers.unwrapped(wrappers.as_one(model))
+        specs = examples.specs_of(whole, example)
+        notes = _notes(whole)
+        if whole is not model and any(map(wrappers.is_in_pieces, given.parameters())):
+            wrappers.check_same(model, whole, examples.feeds(specs, 0, *examples.attempts(specs)[-1]))
+            notes += ("its weights were gathered from the pieces that several processes have",)
+        lifted = _lifted(whole, specs)
+        return replace(lifted, notes=(*notes, *lifted.notes))
 
     def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
         """See :func:`refold.torch.express.helpers`."""
@@ -190,22 +196,8 @@ def _lowered(lifted: Lifted, plan: Plan, memo: dict[int, Any]) -> Any:
 # ---- reading a model -------------------------------------------------------------------------------
 
 
-def unwrapped(model: Any) -> Any:
-    """The module inside of the wrappers that torch puts around one: ``torch.compile``, DataParallel, DDP,
-    AveragedModel."""
-    wrappers = {
-        "OptimizedModule": "_orig_mod",
-        "DataParallel": "module",
-        "DistributedDataParallel": "module",
-        "AveragedModel": "module",
-    }
-    while type(model).__module__.startswith("torch.") and type(model).__name__ in wrappers:
-        model = getattr(model, wrappers[type(model).__name__])
-    return model
-
-
 def _check(model: Any) -> None:
-    name = type(model).__name__
+    name = wrappers.class_of(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"'{name}' is scripted, which hides what it computes: fold the module before scripting it")
     training = [path for path, module in model.named_modules() if module.training and _differs(module)]
@@ -220,17 +212,14 @@ def _check(model: Any) -> None:
             raise InputError(
                 f"the model '{name}' has no numbers ('{path}' is on the meta device): load its weights first"
             )
-        if hasattr(tensor, "full_tensor"):
-            raise InputError(
-                f"'{path}' of the model '{name}' is sharded over processes: gather the weights first "
-                "(get_model_state_dict with full_state_dict=True) and load them into the unsharded model"
-            )
         if tensor.is_complex():
             raise InputError(f"'{path}' of the model '{name}' holds complex numbers, which refold does not fold")
 
 
 def _differs(module: Any) -> bool:
-    """Whether a module may compute something else in training: all but the empty holders may."""
+    """Whether a module may compute something else in training: all but wrappers and the empty holders may."""
+    if wrappers.unwrapped(module) is not module:
+        return False
     return type(module).forward is not torch.nn.Module.forward or bool(list(module.children()))
 
 

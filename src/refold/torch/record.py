@@ -215,14 +215,15 @@ def _check(first: Trace, second: Trace) -> None:
             if last[symbol.name] == number and symbol.name not in kept:
                 values.pop(symbol.name, None)
     for symbol, expected in zip(symbols(first.outputs), second.results, strict=True):
-        if not _close(values[symbol.name], expected):
+        if not are_close(values[symbol.name], expected):
             raise UntraceableError(
                 "it does something that is not seen: what was recorded gives other numbers than the model "
                 "(a tensor that is written into, or chance)"
             )
 
 
-def _close(found: Any, wanted: Any) -> bool:
+def are_close(found: Any, wanted: Any) -> bool:
+    """Whether two tensors are equal but for what rounding does to them."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
     if not wanted.is_floating_point():

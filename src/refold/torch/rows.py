@@ -22,10 +22,12 @@ Tensor = torch.Tensor
 def compose(
     method: Normalization, rows: Rows, direction: Tensor, gain: Tensor | None, offset: Tensor | None
 ) -> Tensor:
-    """The weight, in the shape and type of ``direction``; gain and offset are ``(units,)`` in float32 or wider.
+    """The weight, in the shape and type of ``direction``; gain and offset are ``(units,)``.
 
     Differentiable to any order, in reverse and in forward mode, and under ``torch.func``.
     """
+    # A model that was converted as a whole, or is cast by FSDP, has them in half precision.
+    gain, offset = (None if part is None else widen(TORCH, part) for part in (gain, offset))
     if torch.compiler.is_compiling():  # a compiler sees through the steps, and makes its own few passes of them
         steps = method.compose(TORCH, as_matrix(rows, direction), _column(gain), _column(offset))
         return as_weight(rows, steps, direction)

@@ -10,6 +10,7 @@ the reason; and what was recorded is checked against a second run on other input
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -450,15 +451,18 @@ def _opaque_reason(module: Any) -> str:
 
 @contextlib.contextmanager
 def calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
-    """Hear of every call of a module."""
+    """Hear of every call of a module; nothing is compiled meanwhile, nor anything that hears."""
     original = Module.__call__
+    compiler = sys.modules.get("torch._dynamo")
+    eager = torch.compiler.set_stance("force_eager") if compiler else contextlib.nullcontext()
 
     def called(module: Any, *args: Any, **kwargs: Any) -> Any:
         return hear(original, module, args, kwargs)
 
     Module.__call__ = called  # type: ignore[method-assign]
     try:
-        yield
+        with eager:
+            yield
     finally:
         Module.__call__ = original  # type: ignore[method-assign]
 
