@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import refold
-from refold.torch import initialize_from_data, weight_normalization
-from refold.weights import METHODS
+from refold.torch import force_magnitudes, initialize_from_data, weight_normalization
+from refold.torch.rows import as_matrix
+from refold.weights import METHODS, MagnitudePreserving
 
 KINDS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(5, 4), (3, 5)),
@@ -166,7 +167,7 @@ def test_without_a_gain_rows_have_the_size_of_the_method() -> None:
 @pytest.mark.parametrize(
     ("build", "arguments", "sentence"),
     [
-        (lambda: nn.LSTM(3, 3), {"name": "weight_ih_l0"}, "packs its weights where no parametrization"),
+        (lambda: nn.LSTM(3, 3), {"name": "bias_ih_l0"}, "nothing tells which axes of 'bias_ih_l0'"),
         (lambda: nn.Linear(3, 3), {"name": "kernel"}, "has no parameter 'kernel' of its own"),
         (lambda: nn.LazyLinear(3), {}, "has no shape yet"),
         (lambda: weight_normalization(nn.Linear(3, 3)), {}, "is parametrized already"),
@@ -179,6 +180,27 @@ def test_without_a_gain_rows_have_the_size_of_the_method() -> None:
 def test_refusals(build: Any, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         weight_normalization(build(), **arguments)
+
+
+@pytest.mark.parametrize("kind", ["linear", "grouped transposed"])
+def test_forced_magnitudes_change_the_stored_rows_only(kind: str) -> None:
+    module, x = made(kind)
+    model = nn.Sequential(weight_normalization(module, normalizer=MagnitudePreserving(epsilon=0.0)), nn.ReLU())
+    stored = module.parametrizations.weight.original0
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.register_step_post_hook(lambda *_: force_magnitudes(model))
+    model(x).square().sum().backward()
+    before = stored.detach().clone()
+    optimizer.step()
+    matrix = as_matrix(module.parametrizations.weight[0].rows, stored)
+    assert torch.allclose(matrix.norm(dim=1), torch.full((matrix.shape[0],), matrix.shape[1] ** 0.5))
+    assert not torch.allclose(stored, before, atol=1e-3)
+    values, weight = stored.detach().clone(), module.weight.detach().clone()
+    with torch.no_grad():
+        stored.mul_(7.0)
+    force_magnitudes(model)
+    assert torch.allclose(stored, values, atol=1e-6)
+    assert torch.allclose(module.weight, weight, atol=1e-6)
 
 
 def test_cells_and_attention() -> None:

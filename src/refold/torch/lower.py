@@ -76,6 +76,7 @@ class _Lowering:
     made: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
+    computed: dict[Any, str] = field(default_factory=dict)
     whole: dict[int, Scope] = field(default_factory=dict)
     needed: set[str] = field(default_factory=set)
     sizes: dict[Any, Any] = field(default_factory=dict)
@@ -350,19 +351,25 @@ class _Lowering:
         key = id(constant.tensor) if constant.origin is None else id(constant)
         if key in self.places:
             return self.places[key]
-        tensor = constant.tensor
+        tensor, same = constant.tensor, None
         path = self.paths.get(id(tensor)) if constant.origin is None else None
-        place = path if path is not None and self.is_open(path, tensor) else self.free(path or wanted)
         if is_computed(constant):
             found = sources(constant)
             array = to_numpy(in_double(constant, self.record.doubles))
+            # A weight that is used often (by a cell in a loop) is computed anew each time.
+            same = (frozenset(map(id, found)), array.shape, array.tobytes())
+            if same in self.computed:
+                return self.places.setdefault(key, self.computed[same])
             made = express.parameter(array, tensor, any(source.requires_grad for source in found))
         else:
             made = copy.deepcopy(tensor if path else tensor.detach(), self.memo)
+        place = path if path is not None and self.is_open(path, tensor) else self.free(path or wanted)
         held = self.held(place)
         if held is None:
             self.parts[place] = made
         self.places[key] = place
+        if same is not None:
+            self.computed[same] = place
         return place
 
     def is_open(self, path: str, tensor: Any) -> bool:

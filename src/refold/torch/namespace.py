@@ -13,12 +13,14 @@ class _Torch:
 
     abs = staticmethod(torch.abs)
     clip = staticmethod(torch.clip)
+    diag = staticmethod(torch.diag)
     floor = staticmethod(torch.floor)
     log2 = staticmethod(torch.log2)
     matmul = staticmethod(torch.matmul)
     ones_like = staticmethod(torch.ones_like)
     power = staticmethod(torch.pow)
     reshape = staticmethod(torch.reshape)
+    solve = staticmethod(torch.linalg.solve)
     sqrt = staticmethod(torch.sqrt)
     transpose = staticmethod(torch.permute)
     where = staticmethod(torch.where)
@@ -27,6 +29,10 @@ class _Torch:
     def cast(self, x: Any, dtype: str) -> Any:
         """``x`` in another type."""
         return x.to(getattr(torch, dtype))
+
+    def concatenate(self, xs: Any, *, axis: int) -> Any:
+        """Arrays one after the other along an axis."""
+        return torch.cat(xs, dim=axis)
 
     def stop_gradient(self, x: Any) -> Any:
         """``x`` as a constant."""

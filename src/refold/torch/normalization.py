@@ -10,29 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from refold.torch.attach import ParametrizedRows, attach
 from refold.torch.namespace import TORCH
 from refold.torch.rows import as_matrix, as_weight, compose, decompose
-from refold.weights import Normalization, Parts, Rows, fit_rows, method, working_dtype
-
-# Which axes of a stored weight number the output units, by kind of module and by the weight's name.
-UNIT_AXES: dict[type, tuple[int, ...]] = {
-    nn.Linear: (0,),
-    nn.Bilinear: (0,),
-    nn.Conv1d: (0,),
-    nn.Conv2d: (0,),
-    nn.Conv3d: (0,),
-    nn.Embedding: (0,),
-    nn.EmbeddingBag: (0,),
-}
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# Weights with one row per output unit (of each gate, of each projection) under other names.
-_NAMED_ROWS: dict[type, tuple[str, ...]] = {
-    nn.RNNCellBase: ("weight_ih", "weight_hh"),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
+from refold.torch.units import TRANSPOSED
+from refold.weights import MagnitudePreserving, Normalization, Parts, Rows, fit_rows, method, working_dtype
 
 
-class NormalizedWeight(nn.Module):
+class NormalizedWeight(ParametrizedRows):
     """A parametrization: the weight from its direction, and from a gain and an offset per output unit.
 
     ``original0`` is the direction, in the shape and type of the weight; ``original1`` and ``original2`` are the
@@ -43,8 +28,7 @@ class NormalizedWeight(nn.Module):
     def __init__(
         self, rows: Rows, normalizer: Normalization | nn.Module, *, gain: bool, offset: bool, dtype: torch.dtype
     ) -> None:
-        super().__init__()
-        self.rows = rows
+        super().__init__(rows)
         self.method: Normalization | None = None
         self.normalizer: nn.Module | None = None
         if isinstance(normalizer, nn.Module):
@@ -55,9 +39,9 @@ class NormalizedWeight(nn.Module):
         self.offset = offset
         self.dtype = dtype
 
-    def forward(self, direction: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
-        """The weight, in the shape and type of ``direction``."""
-        remaining = list(parts)
+    def weight(self, *originals: torch.Tensor) -> torch.Tensor:
+        """The weight, in the shape and type of the direction, which is the first original."""
+        direction, *remaining = originals
         gain = remaining.pop(0) if self.gain else None
         offset = remaining.pop(0) if self.offset else None
         if self.method is not None:
@@ -74,6 +58,11 @@ class NormalizedWeight(nn.Module):
         else:
             parts = fit_rows(TORCH, self._normalized(weight), as_matrix(self.rows, weight), offset=self.offset)
         return (weight.detach().clone(), *self._used(parts))
+
+    def extra_repr(self) -> str:
+        """Shown with the module."""
+        shown = "" if self.method is None else f", {self.method}"
+        return f"{self.rows}{shown}, gain={self.gain}, offset={self.offset}"
 
     def _normalized(self, weight: torch.Tensor) -> torch.Tensor:
         assert self.normalizer is not None
@@ -101,7 +90,8 @@ def weight_normalization(
     """Train the weight ``name`` of ``module`` as a direction and a gain per output unit; returns the module.
 
     The weight is seen as a matrix with one row per output unit: a row of a Linear's weight, a filter of a
-    convolution (of transposed and grouped ones too), a row of an Embedding, a gate of one unit of a recurrent cell.
+    convolution (of transposed and grouped ones too), a row of an Embedding, a gate of one unit of a recurrent cell
+    or layer (``name="weight_hh_l0"``), a row of a projection of attention (``name="in_proj_weight"``).
     It becomes a parametrization of torch (``torch.nn.utils.parametrize``), whose tools keep working:
     ``module.weight`` is the weight, ``module.parametrizations.weight.original0`` the direction, ``original1`` the
     gain and, where the normalizer takes the row's mean out, ``original2`` the offset. They start such that nothing
@@ -123,53 +113,20 @@ def weight_normalization(
     so, gain and offset included. Attach before the optimizer is made: it has to see the new parameters.
 
     Raises:
-        ValueError: the module is recurrent, has no such parameter or none yet, is normalized already, or nothing
-            tells its output units.
+        ValueError: the module has no such parameter or none yet, it is parametrized already, or nothing tells its
+            output units.
     """
-    called = f"the module {type(module).__name__}"
-    if isinstance(module, nn.RNNBase):
-        raise ValueError(
-            f"{called} packs its weights where no parametrization of torch is seen, so normalizing '{name}' would "
-            "do nothing; build it of cells (nn.LSTMCell), whose weights can be normalized"
-        )
-    if parametrize.is_parametrized(module, name):
-        raise ValueError(f"the parameter '{name}' of {called} is parametrized already")
-    weight = module._parameters.get(name)
-    if weight is None:
-        known = ", ".join(key for key, value in module._parameters.items() if value is not None) or "none"
-        raise ValueError(f"{called} has no parameter '{name}' of its own (it has: {known})")
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(f"the parameter '{name}' of {called} has no shape yet: call the module once first")
-    if not weight.is_floating_point():
-        raise ValueError(f"the parameter '{name}' of {called} holds no real numbers")
     chosen = method(normalizer, epsilon) if isinstance(normalizer, str) else normalizer
-    rows = _rows(module, name, tuple(weight.shape), axis)
-    if isinstance(chosen, nn.Module):
-        _check_normalizer(chosen, epsilon, rows)
     centered = isinstance(chosen, nn.Module) or chosen.centered
     use_offset = centered and gain if offset is None else offset
-    parametrization = NormalizedWeight(rows, chosen, gain=gain, offset=use_offset, dtype=weight.dtype)
-    mode = module.training
-    parametrize.register_parametrization(module, name, parametrization)
-    module.train(mode)  # what was added would be in training mode
+
+    def make(rows: Rows, weight: nn.Parameter) -> NormalizedWeight:
+        if isinstance(chosen, nn.Module):
+            _check_normalizer(chosen, epsilon, rows)
+        return NormalizedWeight(rows, chosen, gain=gain, offset=use_offset, dtype=weight.dtype)
+
+    attach(module, name, axis, make)
     return module
-
-
-def _rows(module: nn.Module, name: str, shape: tuple[int, ...], axis: int | Sequence[int] | None) -> Rows:
-    if axis is not None:
-        return Rows(shape, (axis,) if isinstance(axis, int) else tuple(axis))
-    if isinstance(module, _TRANSPOSED) and name == "weight":
-        # (in, out/groups, *taps): an output unit is one of a group, and sums over that group's inputs.
-        groups = module.groups
-        return Rows((groups, shape[0] // groups, *shape[1:]), (0, 2))
-    known = dict.fromkeys(UNIT_AXES, ("weight",)) | _NAMED_ROWS
-    for kind, names in known.items():
-        if isinstance(module, kind) and name in names:
-            return Rows(shape, UNIT_AXES.get(kind, (0,)))
-    raise ValueError(
-        f"nothing tells which axes of '{name}' number the output units of the module {type(module).__name__}: "
-        "pass axis"
-    )
 
 
 def _check_normalizer(normalizer: nn.Module, epsilon: float | None, rows: Rows) -> None:
@@ -227,7 +184,25 @@ def initialize_from_data(model: nn.Module, *inputs: Any) -> list[str]:
     return done
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+def force_magnitudes(model: nn.Module) -> None:
+    """Set the stored rows of every weight that is normalized by ``"magnitude"`` to length sqrt(fan-in).
+
+    To be called after each step of the optimizer, as EDM2 (arXiv 2312.02696) does before each: a forward never
+    writes here. What the model computes stays the same, but for what epsilon is beside the old length.
+    """
+    for module in model.modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrizations: Any = module.parametrizations
+        for found in parametrizations.values():
+            own = found[0]
+            if isinstance(own, NormalizedWeight) and isinstance(own.method, MagnitudePreserving):
+                with torch.no_grad():
+                    forced = own.method.force(TORCH, as_matrix(own.rows, found.original0))
+                    found.original0.copy_(as_weight(own.rows, forced, found.original0))
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def _normalized(module: nn.Module) -> NormalizedWeight | None:

@@ -67,10 +67,17 @@ def in_double(constant: Constant, cache: dict[int, Any]) -> Any:
 
 def sources(constant: Constant) -> list[Any]:
     """The tensors from which a constant is computed; its own if it is not computed."""
-    if constant.origin is None:
-        return [constant.tensor]
-    found = [tensor for inner in constant.origin.constants for tensor in sources(inner)]
-    return list({id(tensor): tensor for tensor in found}.values())
+    found: dict[int, Any] = {}
+    seen, waiting = {id(constant)}, [constant]
+    while waiting:
+        inner = waiting.pop()
+        if inner.origin is None:
+            found[id(inner.tensor)] = inner.tensor
+            continue
+        new = [argument for argument in reversed(inner.origin.constants) if id(argument) not in seen]
+        seen.update(map(id, new))
+        waiting += new
+    return list(found.values())
 
 
 def _no_symbol(symbol: Symbol) -> Any:

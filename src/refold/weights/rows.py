@@ -43,12 +43,12 @@ class Rows:
     @property
     def units(self) -> int:
         """The number of output units, which is the number of rows."""
-        return math.prod(self.shape[axis] for axis in self.unit_axes)
+        return math.prod([self.shape[axis] for axis in self.unit_axes])
 
     @property
     def fan_in(self) -> int:
         """How many weights an output unit has, which is the length of a row."""
-        return math.prod(self.shape[axis] for axis in self.summed_axes)
+        return math.prod([self.shape[axis] for axis in self.summed_axes])
 
     def to_matrix(self, xp: Namespace, weight: Array) -> Array:
         """A weight of ``shape`` as a matrix ``(units, fan_in)``."""

@@ -1,0 +1,152 @@
+"""Making a weight of a torch module a parametrized one, and what torch leaves open about such modules.
+
+All on top of ``torch.nn.utils.parametrize``: it gives the module a class of its own, derived from the old one, and
+takes that away when the parametrization is removed. What is added here sits on that class, and goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+from weakref import ref
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.weak import WeakIdKeyDictionary
+
+from refold.torch.units import rows_of
+from refold.torch.written import computed_weight
+from refold.weights import Rows
+
+Tensor = torch.Tensor
+
+
+class ParametrizedRows(nn.Module):
+    """A parametrization of a weight that ``rows`` sees as a matrix with one row per output unit.
+
+    A subclass says how the weight comes from what is stored, and the other way round. What is written into
+    the weight (``nn.init.normal_(module.weight)``) is stored.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def weight(self, *originals: Tensor) -> Tensor:
+        """The weight, in the shape and type of the first original."""
+        raise NotImplementedError
+
+    def right_inverse(self, weight: Tensor) -> Any:
+        """What to store for ``weight``."""
+        raise NotImplementedError
+
+    def forward(self, *originals: Tensor) -> Tensor:
+        """The weight, which takes what is written into it."""
+        return computed_weight(self.weight(*originals), partial(self._take, originals))
+
+    def _take(self, originals: tuple[Tensor, ...], written: Tensor) -> None:
+        with torch.no_grad():
+            parts = self.right_inverse(written.detach().clone())
+            for original, part in zip(originals, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+                original.copy_(part)
+
+
+def attach(
+    module: nn.Module,
+    name: str,
+    axis: int | Sequence[int] | None,
+    make: Callable[[Rows, nn.Parameter], ParametrizedRows],
+) -> None:
+    """Parametrize the weight ``name`` of ``module`` by what ``make`` gives for its rows.
+
+    The first of what is stored is the parameter that the weight was. A weight that several modules share stays
+    shared if each is parametrized in the same way.
+
+    Raises:
+        ValueError: there is no such weight, it is parametrized already, or nothing tells its output units.
+    """
+    called = f"the module {type(module).__name__}"
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(f"the parameter '{name}' of {called} is parametrized already")
+    weight = module._parameters.get(name)
+    if weight is None:
+        known = ", ".join(key for key, value in module._parameters.items() if value is not None) or "none"
+        raise ValueError(f"{called} has no parameter '{name}' of its own (it has: {known})")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"the parameter '{name}' of {called} has no shape yet: call the module once first")
+    if not weight.is_floating_point():
+        raise ValueError(f"the parameter '{name}' of {called} holds no real numbers")
+    parametrization = make(rows_of(module, name, tuple(weight.shape), axis), weight)
+    tied = _others(weight, parametrization, called)
+    parametrize.register_parametrization(module, name, parametrization)
+    parametrizations = cast(nn.ModuleDict, module.parametrizations)
+    if tied is None:
+        made: Any = parametrizations[name]
+        first = "original" if made.is_tensor else "original0"
+        setattr(made, first, weight)
+        _MADE[weight] = ref(made)
+    else:
+        parametrizations[name] = tied
+    parametrizations.train(module.training)  # what was added would be in training mode
+    _extend(module, parametrize.type_before_parametrizations(module))
+
+
+# The parametrization that a parameter belongs to, as long as both live: how a second module that has it is noticed.
+_MADE: Any = WeakIdKeyDictionary()
+
+
+def _others(weight: nn.Parameter, parametrization: ParametrizedRows, called: str) -> Any:
+    """The parametrization that another module has for this very parameter, if it does."""
+    known = _MADE[weight]() if weight in _MADE else None
+    if known is None or all(weight is not parameter for parameter in known.parameters(recurse=False)):
+        return None
+    if repr(known[0]) != repr(parametrization):
+        raise ValueError(f"the weight of {called} is shared with a module where it is parametrized in another way")
+    return known
+
+
+# ---- the class that torch makes for the module -------------------------------------------------------------
+
+
+def _extend(module: Any, plain: Any) -> None:
+    """Let the class that torch made be pickled, and have recurrent layers see their computed weights."""
+    made: Any = type(module)
+    made.__reduce_ex__ = _reduced
+    if issubclass(plain, nn.RNNBase):
+        # What torch's kernels take, instead of a list of the parameters that were there once.
+        made._flat_weights = property(_flat_weights, lambda self, value: None)
+        made._update_flat_weights = lambda self: None
+        made.forward = _recurrent(plain)
+
+
+def _reduced(module: Any, protocol: Any) -> Any:
+    plain: Any = parametrize.type_before_parametrizations(module)
+    return _restored, (plain, list(module.parametrizations)), plain.__getstate__(module)
+
+
+def _restored(plain: Any, names: list[str]) -> Any:
+    module = plain.__new__(plain)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    _extend(module, plain)
+    return module
+
+
+def _flat_weights(module: Any) -> list[Any]:
+    known: list[Any] | None = vars(module).get("_computed_weights")
+    return [getattr(module, name) for name in module._flat_weights_names] if known is None else known
+
+
+def _recurrent(plain: Any) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own, on weights that are computed once."""
+        vars(self)["_computed_weights"] = _flat_weights(self)
+        try:
+            return plain.forward(self, *args, **kwargs)
+        finally:
+            del vars(self)["_computed_weights"]
+
+    return forward
