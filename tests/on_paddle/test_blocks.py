@@ -17,6 +17,7 @@ from zoo import randomize
 import refold
 from refold.blocks import BatchNorm, Scale, Sum, average_pool, convolution
 from refold.paddle import ACBlock, DiverseBranchBlock, ExpressionBlock, MobileOneBlock, RepVGGBlock, RepVggBlock
+from refold.paddle.places import beside
 
 
 class ConvBN(nn.Layer):
@@ -252,16 +253,58 @@ def test_what_would_not_be_finite_is_refused_and_changes_nothing() -> None:
     assert list(block.state_dict()) == names
 
 
-def test_precision_and_frozen_weights_survive() -> None:
-    block = randomize(RepVggBlock(3, 4, alpha=True))
+@pytest.mark.parametrize("kind", [RepVggBlock, RepVGGBlock])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_rounded_once(kind: Any, dtype: str) -> None:
+    block = randomize(kind(3, 4, alpha=True))
+    block.to(dtype=dtype)  # a CPU has no convolution of it, but the algebra needs none
+    wide = copy.deepcopy(block)
+    wide.to(dtype="float64")
+    exact = wide.get_equivalent_kernel_bias()
+    block.convert_to_deploy()
+    conv = next(layer for layer in block.sublayers() if isinstance(layer, nn.Conv2D))
+    for tensor, wanted in zip((conv.weight, conv.bias), exact, strict=True):
+        assert str(tensor.dtype) == f"paddle.{dtype}"
+        assert tensor.place.is_cpu_place()
+        np.testing.assert_array_equal(
+            tensor.astype("float64").numpy(), wanted.astype(dtype).astype("float64").numpy()
+        )
+
+
+def test_new_tensors_are_made_where_the_old_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Place:
+        def is_gpu_place(self) -> bool:
+            return True
+
+        def gpu_device_id(self) -> int:
+            return 1
+
+    class Tensor:
+        place = Place()
+
+    chosen: list[str] = []
+    monkeypatch.setattr(paddle.device, "set_device", chosen.append)
+    with beside([paddle.ones([1])]), beside([]):
+        pass
+    assert chosen == []
+    with beside([Tensor()]):
+        assert chosen == ["gpu:1"]
+    assert chosen == ["gpu:1", "cpu"]
+
+
+@pytest.mark.parametrize("kind", [RepVggBlock, RepVGGBlock])
+def test_precision_and_frozen_weights_survive(kind: Any) -> None:
+    block = randomize(kind(3, 4, alpha=True))
     block.to(dtype="float64")
     for parameter in block.parameters():
         parameter.stop_gradient = True
     x = image(1, 3, 5, 5, dtype="float64")
     before = block(x)
     block.convert_to_deploy()
-    assert block.conv.weight.dtype == paddle.float64
-    assert block.conv.weight.stop_gradient
+    conv = next(layer for layer in block.sublayers() if isinstance(layer, nn.Conv2D))
+    assert conv.weight.dtype == paddle.float64
+    assert conv.weight.stop_gradient
+    assert conv.bias.stop_gradient
     assert_close(before, block(x), 1e-14)
 
 

@@ -295,6 +295,74 @@ def test_functions_in_place_fold_too() -> None:
     np.testing.assert_allclose(plain(x).numpy(), model(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Clears(nn.Layer):
+    """Writes into what it is given, as ``how`` says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Any) -> Any:
+        if self.how == "piece":
+            x[:, :1] = 0.5
+            return x
+        return F.relu_(x) if self.how == "activation" else x.scale_(2.0)
+
+
+class WritesUpstream(nn.Layer):
+    """A layer writes into a tensor after a convolution read it, and before that is folded."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.clears = conv(4, 4, 3), nn.BatchNorm2D(4), Clears(how)
+
+    def forward(self, x: Any) -> Any:
+        x = F.tanh(x)
+        y = self.conv(x)
+        cleared = self.clears(x)
+        return self.norm(y) + F.tanh(cleared)
+
+
+@pytest.mark.parametrize("how", ["piece", "activation", "scale"])
+def test_layers_that_write_into_what_they_are_given(how: str) -> None:
+    for model in (
+        nn.Sequential(conv_bn(4, 4, 3), Clears(how), conv_bn(4, 4, 3)),
+        nn.Sequential(Clears(how), conv_bn(4, 4, 3)),
+        nn.Sequential(WritesUpstream(how)),
+    ):
+        plain, x = refold.fold(randomize(model), IMAGE), image(2, 4, 8, 9)
+        assert "BatchNorm2D" not in str(plain)
+        assert refold.prove(model, plain, IMAGE).verdict.value == "proved"
+        before = x.clone()
+        np.testing.assert_allclose(plain(x).numpy(), model(before.clone()).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(x.numpy(), before.numpy())  # a folded model leaves its input alone
+
+
+def made_of_sizes(m: Any, x: Any) -> Any:
+    channels = x.shape[1]
+    same = F.conv2d(x, paddle.eye(channels).reshape([channels, channels, 1, 1]))
+    ramp = paddle.arange(channels).astype("float32").reshape([1, -1, 1, 1])
+    return m.a(x) + same * paddle.full([channels, 1, 1], 0.5) - ramp / 3
+
+
+def made_of_open_sizes(m: Any, x: Any) -> Any:
+    return m.a(x) * paddle.full([1, 1, x.shape[2], 1], 0.5)
+
+
+def made_by_chance(m: Any, x: Any) -> Any:
+    return m.a(x) * paddle.randint(1, 2, [x.shape[1], 1, 1]).astype("float32")
+
+
+@pytest.mark.parametrize(("forward", "left"), [(made_of_sizes, 1), (made_of_open_sizes, 3), (made_by_chance, 4)])
+def test_constants_that_are_made_of_sizes(forward: Any, left: int) -> None:
+    model = randomize(Body(forward, a=conv_bn(4, 4, 3)))
+    plain = refold.fold(model, FREE)
+    assert refold.inspect(model, FREE).after.operators == left
+    assert refold.prove(model, plain, FREE).ok
+    x = image(2, 4, 7, 5)
+    np.testing.assert_allclose(plain(x).numpy(), model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_looking_at_a_model_changes_nothing_in_paddle_or_the_model() -> None:
     class Counts(nn.Layer):
         def __init__(self) -> None:

@@ -16,8 +16,10 @@ from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra.affine import Array
 from refold.blocks import AveragePool, BatchNorm, Conv, Expression, Leaf, Scale
 from refold.paddle.axes import layout
+from refold.paddle.linear import numbers
 from refold.paddle.perform import rounded
-from refold.paddle.trace import dtype_name
+from refold.paddle.places import beside
+from refold.paddle.trace import computed_weights, dtype_name
 
 Sizes = int | tuple[int, ...]
 
@@ -46,6 +48,45 @@ def activation(act: Any) -> Any:
         return function(x, **settings)
 
     return apply
+
+
+def check_inference(block: Any) -> None:
+    """Raise ValueError if a block, or a layer in it, is in training mode."""
+    if any(layer.training for layer in block.sublayers(include_self=True)):
+        raise ValueError("the block is in training mode, in which it is no one convolution: call eval() first")
+
+
+def check_stored(block: Any) -> None:
+    """Raise ValueError if a block does not store the weights that it computes with (``weight_norm`` is on it)."""
+    for path, layer in block.named_sublayers(include_self=True):
+        if computed_weights(layer):
+            raise ValueError(
+                f"the weight of '{path}' is computed from other parameters at each call, so it cannot be read off: "
+                "fold the block with refold.fold"
+            )
+
+
+def as_weights(folded: AffineConv, parameters: list[Any]) -> tuple[Any, Any]:
+    """The kernel and the bias of a convolution, rounded once to the type of ``parameters`` and beside them.
+
+    Raises ValueError if that type has no such numbers.
+    """
+    with beside(parameters), np.errstate(over="ignore"):
+        made = [rounded(array, dtype_name(parameters[0])) for array in (folded.kernel, folded.bias)]
+    if not all(np.isfinite(numbers(tensor)).all() for tensor in made):
+        raise ValueError(
+            f"the block is not one convolution: a weight would not be finite in {dtype_name(parameters[0])}"
+        )
+    return made[0], made[1]
+
+
+def set_weights(conv: Any, kernel: Any, bias: Any, *, frozen: bool) -> None:
+    """Give a convolution a kernel and a bias, in their type."""
+    if kernel.dtype != conv.weight.dtype:
+        conv.to(dtype=dtype_name(kernel))
+    conv.weight.set_value(kernel)
+    conv.bias.set_value(bias)
+    conv.weight.stop_gradient = conv.bias.stop_gradient = frozen
 
 
 def as_stored(epsilon: float) -> float:
@@ -136,8 +177,7 @@ class Block(nn.Layer):  # type: ignore[misc]
 
         Raises ValueError if no convolution equals the block.
         """
-        folded = self._folded()
-        return rounded(folded.kernel, self._type()), rounded(folded.bias, self._type())
+        return as_weights(self._folded(), self.parameters())
 
     def convert_to_deploy(self) -> None:
         """Replace the branches by the one convolution that they are in inference; for good, in place.
@@ -148,25 +188,21 @@ class Block(nn.Layer):  # type: ignore[misc]
         """
         if self.deploy:
             return
-        if self.training:
-            raise ValueError("the block is in training mode, in which it is no one convolution: call eval() first")
-        folded, dtype = self._folded(), self._type()
+        check_inference(self)
+        folded = self._folded()
+        kernel, bias = as_weights(folded, self.parameters())
+        frozen = all(parameter.stop_gradient for parameter in self.parameters())
         self.expression = Conv(folded.channels_out, folded.windows, folded.groups, bias=True)
-        self.parts = self._make_parts(self.expression)
-        conv = self.parts["conv"]
-        if dtype != dtype_name(conv.weight):
-            conv.to(dtype=dtype)
-        conv.weight.set_value(rounded(folded.kernel, dtype))
-        conv.bias.set_value(rounded(folded.bias, dtype))
+        with beside(self.parameters()):
+            self.parts = self._make_parts(self.expression)
+        set_weights(self.parts["conv"], kernel, bias, frozen=frozen)
         self.parts.eval()
         self.deploy = True
 
     # ---- parts ---------------------------------------------------------------------------------------
 
-    def _type(self) -> str:
-        return next(dtype_name(parameter) for parameter in self.parameters())
-
     def _folded(self) -> AffineConv:
+        check_stored(self)
         folded = blocks.fold(self.expression, self._part_weights(), self.in_channels, self.axes)
         if isinstance(folded, Refusal):
             raise ValueError(f"the block is not one convolution: {folded.reason}")
@@ -181,9 +217,9 @@ class Block(nn.Layer):  # type: ignore[misc]
             match leaf:
                 case Conv():
                     part = part[-1] if isinstance(part, nn.Sequential) else part
-                    values[f"{path}/kernel"] = _numbers(part.weight)
+                    values[f"{path}/kernel"] = numbers(part.weight)
                     if leaf.bias:
-                        values[f"{path}/bias"] = _numbers(part.bias)
+                        values[f"{path}/bias"] = numbers(part.bias)
                 case BatchNorm():
                     names = {
                         "gamma": part.weight,
@@ -191,9 +227,9 @@ class Block(nn.Layer):  # type: ignore[misc]
                         "mean": part._mean,
                         "variance": part._variance,
                     }
-                    values.update({f"{path}/{name}": _numbers(tensor) for name, tensor in names.items()})
+                    values.update({f"{path}/{name}": numbers(tensor) for name, tensor in names.items()})
                 case Scale(trainable=True):
-                    values[f"{path}/factor"] = _numbers(part.factor).reshape(-1 if leaf.per_channel else ())
+                    values[f"{path}/factor"] = numbers(part.factor).reshape(-1 if leaf.per_channel else ())
                 case _:
                     pass
 
@@ -370,7 +406,3 @@ def _padding(windows: tuple[Window, ...]) -> list[int]:
     if all(window.before == window.after for window in windows):
         return [window.before for window in windows]
     return [width for window in windows for width in (window.before, window.after)]
-
-
-def _numbers(tensor: Any) -> Array:
-    return np.asarray(tensor.astype("float64").numpy())

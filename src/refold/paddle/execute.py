@@ -18,7 +18,8 @@ from refold.frontend import AnyArray
 from refold.paddle.lift import Record, computed
 from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import in_double, perform, recomputed, twin
-from refold.paddle.trace import Step, dtype_name, first_line
+from refold.paddle.sentences import first_line
+from refold.paddle.trace import Step, dtype_name
 from refold.recording.sizes import Size, formula_of, value_of
 from refold.recording.symbols import Symbol, leaves
 

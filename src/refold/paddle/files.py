@@ -27,7 +27,8 @@ from refold.paddle.examples import specs_of
 from refold.paddle.perform import rounded
 from refold.paddle.pir import Stored, operations, stored_in
 from refold.paddle.program import layer_of
-from refold.paddle.trace import dtype_name, first_line
+from refold.paddle.sentences import first_line
+from refold.paddle.trace import dtype_name
 from refold.recording.symbols import leaves
 from refold.shown import printable
 

@@ -23,8 +23,10 @@ from refold.graph.borders import bordered, with_exact_borders
 from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
 from refold.graph.layout import settled
 from refold.paddle import linear
+from refold.paddle.constants import bake
 from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import perform, recomputed
+from refold.paddle.sentences import first_line
 from refold.paddle.trace import (
     RetryError,
     Scope,
@@ -32,7 +34,6 @@ from refold.paddle.trace import (
     Trace,
     UntraceableError,
     computed_weights,
-    first_line,
     record,
     stored,
 )
@@ -104,6 +105,7 @@ def record_twice(model: Any, feeds: Sequence[tuple[Any, ...]], names: Any) -> tu
         difference = _difference(first, second)
         if difference is None:
             _check(first, second)
+            bake(first, second)
             return first, second
         scope, reason = difference
         if scope is None or scope.layer is model or id(scope.layer) in whole:

@@ -26,6 +26,7 @@ from refold.paddle.lift import Record, computed, parameters_of
 from refold.paddle.linear import CONVOLUTIONS, DENSE
 from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import parameter, twin
+from refold.paddle.places import beside
 from refold.paddle.source import Code
 from refold.paddle.trace import Scope, Step
 from refold.recording.sizes import OPERATIONS, Size, formula_of
@@ -41,7 +42,8 @@ def lower_plan(graph: Graph, record: Record, plan: Plan, model: Any, names: Any)
     if not plan.regions and not apart and not record.evaluating:
         return copy.deepcopy(model)
     lowering.decide()
-    return lowering.build(names)
+    with beside(model.parameters()):
+        return lowering.build(names)
 
 
 @final
@@ -73,7 +75,8 @@ class _Lowering:
         """Find the custom layers that stay whole, and the values that are needed then."""
         trace = self.record.trace
         changed = {region.value for region in self.plan.regions} | self.plan.removed
-        refused = {scope for scope in trace.scopes if self.must_be_taken_apart(scope)}
+        # What writes into what it is given would write over what a folded region reads later.
+        refused = {scope for scope in trace.scopes if scope.writes_outside or self.must_be_taken_apart(scope)}
         for scope in trace.scopes:
             inside = [s for s in trace.scopes if scope in s.chain]
             if scope in self.whole or refused.intersection(inside) or not self.is_untouched(scope, changed):

@@ -12,10 +12,18 @@ from paddle import nn
 from refold import blocks
 from refold.algebra import AffineConv, Refusal
 from refold.blocks import BatchNorm, Expression
-from refold.paddle.blocks import EPSILON, MOMENTUM, activation, as_stored
+from refold.paddle.blocks import (
+    EPSILON,
+    MOMENTUM,
+    activation,
+    as_stored,
+    as_weights,
+    check_inference,
+    check_stored,
+    set_weights,
+)
 from refold.paddle.linear import numbers
-from refold.paddle.perform import rounded
-from refold.paddle.trace import dtype_name
+from refold.paddle.places import beside
 
 
 @final
@@ -96,8 +104,7 @@ class RepVggBlock(nn.Layer):  # type: ignore[misc]
         """
         if hasattr(self, "conv"):
             return self.conv.weight.clone(), self.conv.bias.clone()
-        folded, dtype = self._folded(), dtype_name(self.conv1.conv.weight)
-        return rounded(folded.kernel, dtype), rounded(folded.bias, dtype)
+        return as_weights(self._folded(), self.parameters())
 
     def convert_to_deploy(self) -> None:
         """Replace the branches by the one convolution that they are in inference; for good, in place.
@@ -107,16 +114,12 @@ class RepVggBlock(nn.Layer):  # type: ignore[misc]
         """
         if hasattr(self, "conv"):
             return
-        if self.training:
-            raise ValueError("the block is in training mode, in which it is no one convolution: call eval() first")
+        check_inference(self)
         kernel, bias = self.get_equivalent_kernel_bias()
         frozen = all(parameter.stop_gradient for parameter in self.parameters())
-        conv = nn.Conv2D(self.ch_in, self.ch_out, 3, padding=1)
-        if str(kernel.dtype) != str(conv.weight.dtype):
-            conv.to(dtype=dtype_name(kernel))
-        conv.weight.set_value(kernel)
-        conv.bias.set_value(bias)
-        conv.weight.stop_gradient = conv.bias.stop_gradient = frozen
+        with beside(self.parameters()):
+            conv = nn.Conv2D(self.ch_in, self.ch_out, 3, padding=1)
+        set_weights(conv, kernel, bias, frozen=frozen)
         conv.eval()
         self.conv = conv
         del self.conv1, self.conv2
@@ -129,6 +132,7 @@ class RepVggBlock(nn.Layer):  # type: ignore[misc]
         return blocks.repvgg(self.ch_in, self.ch_out, alpha=self.alpha is not None, identity=False, norm=norm)
 
     def _folded(self) -> AffineConv:
+        check_stored(self)
         values = {}
         for branch, part in (("branch0", self.conv1), ("branch1", self.conv2)):
             values[f"{branch}/conv/kernel"] = numbers(part.conv.weight)

@@ -19,6 +19,7 @@ import paddle
 
 from refold.paddle import patches
 from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, SET_ITEM, WRITING
+from refold.paddle.sentences import first_line
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 
@@ -45,7 +46,8 @@ class Primitive:
 @final
 @dataclass(eq=False)
 class Scope:
-    """One call of a layer that was called through; ``outputs`` is the nest that it returned."""
+    """One call of a layer that was called through; ``outputs`` is the nest that it returned. ``writes_outside``
+    says that it wrote into a tensor that was there before it."""
 
     layer: Any
     args: tuple[Any, ...]
@@ -53,6 +55,7 @@ class Scope:
     parent: Scope | None
     path: str
     outputs: Any = None
+    writes_outside: bool = False
 
     @property
     def chain(self) -> list[Scope]:
@@ -259,9 +262,9 @@ class _Recorder:
             if not self.listening or not self.is_followed((tensor, index, value)):
                 original(tensor, index, value)
                 return
-            home = self.homes.get(id(tensor))
-            if self.step is not None or home is None or self.scope not in home.chain or self.is_followed(index):
+            if self.step is not None or self.is_followed(index):
                 raise _CannotFollowError("writes into a tensor")
+            self.note_writing(tensor)
             given = self.encoded((tensor, index, value))
             step = Step(self.unique(self.within("setitem")), given, {}, self.scope, function=SET_ITEM)
             self.listening = False
@@ -294,6 +297,8 @@ class _Recorder:
                 def call(*args: Any, **kwargs: Any) -> Any:
                     return self.primitive(operator, function, args, kwargs)
 
+            if plain != name:
+                self.note_writing(args[0])
             short = name.rpartition(".")[2].strip("_")
             given = self.encoded(args), self.encoded(kwargs)
             step = Step(self.unique(self.within(short)), *given, self.scope, function=plain)
@@ -305,6 +310,13 @@ class _Recorder:
 
         called.__wrapped__ = function  # type: ignore[attr-defined]
         return called
+
+    def note_writing(self, tensor: Any) -> None:
+        """Mark the layers that write into what was there before they were called."""
+        home = self.homes.get(id(tensor))
+        within = home.chain if home else []
+        for scope in self.scope.chain if self.scope else []:
+            scope.writes_outside |= scope not in within
 
     def remember(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         """How constants come from others."""
@@ -469,13 +481,6 @@ def current_weights(layer: Any) -> dict[str, Any]:
 def dtype_name(tensor: Any) -> str:
     """The name of a tensor's type, such as ``"float32"``."""
     return str(tensor.dtype).removeprefix("paddle.")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error that says something, for a sentence."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("---", "C++", "Error Message", "["))]
-    return (telling[0] if telling else type(error).__name__)[:200].rstrip(".:")
 
 
 @contextlib.contextmanager
