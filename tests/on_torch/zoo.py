@@ -113,6 +113,17 @@ def acnet() -> Any:
     )
 
 
+@entry(1, shape=(2, 4, 14, 14))
+def acnet_that_crops() -> Any:
+    """ACNet without padding: the narrow kernels read a cropped input."""
+    return made(
+        lambda s, x: s.square(x) + s.tall(x[:, :, :, 1:-1]) + s.wide(x[:, :, 1:-1, :]),
+        square=conv_bn(4, 6, padding=0),
+        tall=nn.Sequential(nn.Conv2d(4, 6, (3, 1), bias=False), nn.BatchNorm2d(6)),
+        wide=nn.Sequential(nn.Conv2d(4, 6, (1, 3), bias=False), nn.BatchNorm2d(6)),
+    )
+
+
 class BorderBN(nn.Module):
     """A batch norm that pads with what it makes of 0, as in DiverseBranchBlock's code."""
 
@@ -180,6 +191,20 @@ def dropout_and_identity_vanish() -> Any:
     return randomize(
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), nn.Dropout2d(), nn.BatchNorm2d(4), nn.Dropout(), nn.ReLU())
     )
+
+
+@entry(11)
+def sums_of_many_are_many_sums() -> Any:
+    """C3k2 of YOLO11: the last sum may go into the convolution behind it only if that saves operators."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = list(F.relu(s.first(x)).chunk(2, 1))
+        y.append(y[-1] + F.relu(s.inner(y[-1])))
+        y.append(y[-1] + F.relu(s.deeper(y[-1])))
+        return s.last(torch.cat(y, 1))
+
+    parts = {"first": conv_bn(4, 8, 1), "inner": conv_bn(4, 4, 3), "deeper": conv_bn(4, 4, 3)}
+    return made(forward, **parts, last=conv_bn(16, 8, 1))
 
 
 @entry(5)

@@ -153,10 +153,12 @@ class Dialect:
 
     ``conv_axis`` is the only axis on which convolutions may have their channels: on another one a tensor is
     turned before and after. None: on any axis. ``biased`` says whether dense layers on other axes, and
-    factors per channel, can have a bias, or need an operator of its own for it."""
+    factors per channel, can have a bias, or need an operator of its own for it. ``adds_pairs`` says that tensors
+    are added two at a time, so that a sum of many is many operators."""
 
     conv_axis: int | None = None
     biased: bool = True
+    adds_pairs: bool = False
 
 
 @final

@@ -213,7 +213,9 @@ class _Search:
                 cost += convolution_cost(term, int(np.prod(read)), positions, leaf.itemsize)
                 bias_has_a_place = bias_has_a_place or takes_bias
             shapes.append(output.nominal)
-        if len(shapes) > 1:
+        for _ in range(len(shapes) - 1 if self.graph.dialect.adds_pairs else 0):
+            cost += elementwise_cost(shapes[:2], output.nominal, output.itemsize)
+        if len(shapes) > 1 and not self.graph.dialect.adds_pairs:
             cost += elementwise_cost(shapes, output.nominal, output.itemsize)
         if not bias_has_a_place:
             cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
@@ -276,12 +278,27 @@ class _Search:
         while improved:
             improved = False
             for name in reversed(component):
-                for changes in self._steps(name, state, roots):
-                    changed = {**state, **changes}
-                    cost = self._total(roots, changed)
-                    if cost.estimate < total.estimate and not cost.is_dearer_than(total):
-                        state, total, improved = changed, cost, True
+                while better := self._best_step(name, state, total, roots):
+                    state, total = better
+                    improved = True
         self.chosen.update(state)
+
+    def _best_step(
+        self, name: str, state: dict[str, Cut | None], total: Cost, roots: tuple[str, ...]
+    ) -> tuple[dict[str, Cut | None], Cost] | None:
+        """The step at ``name`` that leaves the fewest operators, the cheapest of these; None if none is better.
+
+        The cheapest of all could be the sum of several convolutions where one behind a concatenation would do:
+        the estimate takes the concatenation for dearer than it mostly is, and the way back is closed."""
+        best: tuple[dict[str, Cut | None], Cost] | None = None
+        for changes in self._steps(name, state, roots):
+            changed = {**state, **changes}
+            cost = self._total(roots, changed)
+            if cost.estimate >= total.estimate or cost.is_dearer_than(total):
+                continue
+            if best is None or (cost.operators, cost.estimate) < (best[1].operators, best[1].estimate):
+                best = changed, cost
+        return best
 
     def _steps(self, name: str, state: Choice, roots: tuple[str, ...]) -> Iterator[dict[str, Cut | None]]:
         """Ways to change the choice at ``name``: another cut for it, or no longer computing it at all."""
@@ -294,20 +311,31 @@ class _Search:
                 yield {name: cut}
         if name in roots:
             return
-        readers = [other for other in computed if name in self._leaves(other, state)]
-        if len(readers) > 1:
-            missing = self.chosen.keys() - computed
-            yield from self._without(name, readers, lambda cut: True)
-            yield from self._without(name, readers, lambda cut: cut.leaves.isdisjoint(missing))
+        missing = self.chosen.keys() - computed
+        for gone in self._with_its_views(name, computed, state, roots):
+            readers = [v for v in computed - gone if not gone.isdisjoint(self._leaves(v, state))]
+            if len(readers) > 1:
+                yield from self._without(gone, readers, lambda cut: True)
+                yield from self._without(gone, readers, lambda cut: cut.leaves.isdisjoint(missing))
+
+    def _with_its_views(
+        self, name: str, computed: set[str], state: Choice, roots: tuple[str, ...]
+    ) -> Iterator[frozenset[str]]:
+        """``name``, and ``name`` with the pieces of it that cost nothing: what reads those reads it."""
+        yield frozenset([name])
+        free = {v for v in computed if v not in roots and self._value_cost(v, state) == Cost()}
+        pieces = free.intersection(v for v in computed if name in self._leaves(v, state))
+        if pieces:
+            yield frozenset([name, *pieces])
 
     def _without(
-        self, name: str, readers: list[str], allowed: Callable[[Cut], bool]
+        self, gone: frozenset[str], readers: list[str], allowed: Callable[[Cut], bool]
     ) -> Iterator[dict[str, Cut | None]]:
-        """No longer computing ``name``: every reader takes the cheapest of its other cuts that are allowed.
+        """No longer computing ``gone``: every reader takes the cheapest of its other cuts that are allowed.
         The cheapest of all may read what would have to be computed anew."""
         without: dict[str, Cut | None] = {}
         for reader in readers:
-            cuts = [cut for cut in self.cuts[reader] if name not in cut.leaves and cut.may_be_chosen]
+            cuts = [cut for cut in self.cuts[reader] if gone.isdisjoint(cut.leaves) and cut.may_be_chosen]
             options = [cut for cut in cuts if allowed(cut)]
             if not options:
                 return

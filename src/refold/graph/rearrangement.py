@@ -29,7 +29,8 @@ def classify(samples: Sequence[tuple[tuple[int, ...], Indices]]) -> Op | None:
     Each sample is the shape that went in and the array that came out; sizes that are not known must
     differ between samples. None if it is nothing that the engine has a word for.
     """
-    found = [_classify_one(shape, np.asarray(result)) for shape, result in samples]
+    # Contiguous: numpy's unravel_index (2.4) is wrong for large views.
+    found = [_classify_one(shape, np.ascontiguousarray(result)) for shape, result in samples]
     first = found[0]
     if first is None or any(other != first for other in found):
         return None

@@ -14,7 +14,7 @@ from refold.algebra.affine import Array, scale_shift
 from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
 from refold.graph import rearrangement
 from refold.graph.borders import with_exact_borders
-from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
+from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Select, Slice, Value, alive
 from refold.graph.layout import settled
 from refold.recording.symbols import Constant, Symbol, symbols
 from refold.torch import functions, linear
@@ -82,7 +82,7 @@ def lift_record(model: Any, record: Record) -> Graph:
     floats = [tensor for tensor in stored(model) if tensor.is_floating_point()]
     parameters = sum(tensor.numel() for tensor in floats)
     largest = min((torch.finfo(t.dtype).max for t in floats), default=float(np.finfo(np.float32).max))
-    return Graph(values, nodes, inputs, outputs, parameters, float(largest), Dialect(conv_axis=1))
+    return Graph(values, nodes, inputs, outputs, parameters, float(largest), Dialect(conv_axis=1, adds_pairs=True))
 
 
 def _laid_out(lift: _Lift, outputs: tuple[str, ...]) -> list[Node]:
@@ -174,6 +174,8 @@ def _lift_rearrangement(lift: _Lift, one: Step, two: Step) -> None:
         cost = Cost()
         for link in chain[start:]:
             cost += _cost(lift, link.one, link.op or Opaque())
+        if isinstance(op, Select | Slice) and all(link.one.views for link in chain[start:]):
+            cost = Cost()  # a piece of what is there already
         cost = Cost(0 if isinstance(op, Opaque) else cost.multiply_adds, cost.bytes, cost.operators)
         weights = {name: size for link in chain[start:] for name, size in _weights(lift, link.one).items()}
         lift.nodes.append(

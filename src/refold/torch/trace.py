@@ -49,7 +49,8 @@ class Scope:
 @dataclass(eq=False)
 class Step:
     """One recorded call: of ``function``, or of a ``module`` that was taken whole, for ``reason``. ``writes`` says
-    that in truth its first argument was written into."""
+    that in truth its first argument was written into, ``views`` that what it gives lies where what it reads does:
+    nothing was computed."""
 
     function: functions.Function | None
     args: tuple[Any, ...]
@@ -60,6 +61,7 @@ class Step:
     reason: str = ""
     name: str = ""
     writes: bool = False
+    views: bool = False
 
     @property
     def reads(self) -> list[Symbol]:
@@ -249,7 +251,8 @@ class _Recorder(TorchFunctionMode):
         made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         if not made or all(id(tensor) in before for tensor in made):
             return result
-        self.write_down(func, given[0], given[1], result)
+        step = self.write_down(func, given[0], given[1], result)
+        step.views = {_address(tensor) for tensor in made} <= {_address(tensor) for tensor in tensors}
         return result
 
     def write_down(self, func: Any, args: Any, kwargs: Any, result: Any) -> Step:
