@@ -29,8 +29,11 @@ ALLOWED = {
         "refold.shown",
     ),
     "blocks": ("numpy", "refold.algebra", "refold.blocks"),
+    # Values, their geometry, and how a convolution is run: no law.
     "proof": (
         "numpy",
+        "refold.algebra.affine",
+        "refold.algebra.evaluate",
         "refold.algebra.geometry",
         "refold.algebra.refusal",
         "refold.graph.graph",

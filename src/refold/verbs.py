@@ -11,6 +11,7 @@ from refold.bench import Timing, summarize, time_in_turn
 from refold.errors import InputError
 from refold.frontend import Frontend, Lifted, frontend_of
 from refold.graph import Plan, make_plan
+from refold.graph.formula import Formulas
 from refold.proof.certificate import Certificate
 from refold.proof.prove import prove as prove_lifted
 from refold.proof.recheck import Recheck, compare
@@ -55,7 +56,7 @@ def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Cert
         raise InputError("the two models are of different frameworks; prove compares models of one framework")
     before, after = frontend.lift(model, example), frontend.lift(plain, example)
     given = frontend.arrays(example)
-    return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions())
+    return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions(), witness=Formulas())
 
 
 def check(

@@ -124,7 +124,8 @@ def test_fixed_sizes_are_proved_for_that_size(size: int, stride: int, data: st.D
 
 def test_impulses_far_apart_see_each_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packed grid for wide regions, with strides and dilation, in one to three dimensions."""
-    monkeypatch.setattr(region, "_FEW_OPERATIONS", 0.0)
+    for constant in ("_EXAMPLES", "_QUICK_OPERATIONS", "_FEW_OPERATIONS"):
+        monkeypatch.setattr(region, constant, 0.0)
     for axes, stride, dilation, spread in (
         (1, 1, 1, 1),
         (1, 3, 2, 1),

@@ -229,3 +229,13 @@ class AffineForm:
     def leaves(self) -> frozenset[str]:
         """The values that it reads."""
         return frozenset(self.terms)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Formula:
+    """An affine form, and the axis of each tensor that holds its channels (batch counted): of the value itself
+    and of the values that it reads."""
+
+    form: AffineForm
+    axes: Mapping[str, int]

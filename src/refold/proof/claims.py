@@ -20,8 +20,10 @@ from refold.graph.graph import Node, Opaque
 from refold.proof.certificate import LocalResult, RegionResult, StructureResult, Verdict
 from refold.proof.cone import Cone, cone, ranks
 from refold.proof.digest import Keys
+from refold.proof.local import local
 from refold.proof.pairing import Pairing
-from refold.proof.region import Evidence, Link, Models, examine, local, respond
+from refold.proof.region import examine
+from refold.proof.trial import Evidence, Link, Models, respond
 
 Claim = tuple[str, str]  # a value of the second model, and the value of the original that it equals
 

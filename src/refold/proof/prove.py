@@ -22,7 +22,7 @@ from refold.proof.certificate import (
 from refold.proof.claims import Claims
 from refold.proof.digest import Keys, digests
 from refold.proof.pairing import pair
-from refold.proof.region import Models
+from refold.proof.trial import Models, Witness
 
 
 def prove(
@@ -33,12 +33,15 @@ def prove(
     *,
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
+    witness: Witness | None = None,
 ) -> Certificate:
     """Prove that ``after`` computes what ``before`` computes, measure how far apart they are, or show
     where they differ. Neither model needs to be made by a fold.
 
     ``inputs`` are real inputs, in the order of the graph's, for the part that is measured; random ones
     are used besides. ``versions`` names the versions of the framework for the certificate.
+    ``witness`` says regions as formulas, which are checked and never believed: with it wide regions are proved
+    weight by weight.
     """
     rng = np.random.default_rng(seed)
     keys = Keys(frontend, before), Keys(frontend, after)
@@ -54,7 +57,7 @@ def prove(
         pairing = pair(frontend, before, after, normal.arrays, keys)
         if pairing.why_no_values:
             notes.append(f"no float64 reference of the whole model: {pairing.why_no_values}")
-        claims = Claims(Models(frontend, before, after), keys, pairing, rng)
+        claims = Claims(Models(frontend, before, after, witness), keys, pairing, rng)
         claims.prove()
         structure, regions, local = claims.structure(), claims.regions(), claims.local()
         inner = _inner(structure, regions, local)
