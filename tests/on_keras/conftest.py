@@ -12,9 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed() -> Iterator[None]:
+def fixed_seed(request: pytest.FixtureRequest) -> Iterator[None]:
     import keras
 
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    # Clearing collects garbage, for longer than a test of one small layer runs.
+    if not getattr(request.module, "SMALL_MODELS", False):
+        keras.backend.clear_session()

@@ -7,6 +7,8 @@ import numpy as np
 from keras import layers, ops
 
 BACKEND = keras.backend.backend()
+# torch compiles for minutes, and steps out of the compiled code at each Keras layer, wrapped or not.
+COMPILES = BACKEND != "torch"
 
 
 def image(*shape):

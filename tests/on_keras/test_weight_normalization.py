@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from kinds import BACKEND, KINDS, close, gradients, image, loss, number, tokens
+from kinds import BACKEND, COMPILES, KINDS, close, gradients, image, loss, number, tokens
 
 import refold
 from refold.keras.normalization import WeightNormalization, weight_normalization
@@ -26,14 +26,8 @@ NORMALIZERS = {
 }
 
 
-# In the place of the folder's fixture, which clears Keras' session after each test: that collects garbage for
-# longer than most of these tests run.
-@pytest.fixture(autouse=True)
-def fixed_seed():
-    keras.utils.set_random_seed(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(Weight normalization|no direction).*")
-        yield
+SMALL_MODELS = True  # see conftest.py
+pytestmark = pytest.mark.filterwarnings("error:.*(Weight normalization|no direction)")
 
 
 def weighed(wrapped, weights):
@@ -425,10 +419,6 @@ def functional():
     x = WeightNormalization(layers.Conv1D(4, 2), "layer")(entry)
     x = layers.TimeDistributed(WeightNormalization(layers.Dense(4, activation="tanh")))(x)
     return keras.Model(entry, WeightNormalization(layers.Dense(2), "rms")(layers.Flatten()(x)))
-
-
-# torch compiles for minutes, and steps out of the compiled code at each Keras layer, wrapped or not.
-COMPILES = BACKEND != "torch"
 
 
 @pytest.mark.parametrize(("make", "jit"), [(functional, COMPILES), (Subclassed, COMPILES), (Subclassed, False)])

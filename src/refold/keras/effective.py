@@ -194,6 +194,11 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
                 f"the kernel of the layer {called(self.layer)} is not one plain variable "
                 "(it is quantized, or adapted by LoRA), so it cannot be normalized."
             )
+        if not backend.is_float_dtype(variable.dtype):
+            raise ValueError(
+                f"the kernel of the layer {called(self.layer)} was quantized to {variable.dtype}: "
+                "fold the model first (refold.fold), and quantize the plain one."
+            )
         return variable
 
     def _rows(self, spec: KernelSpec) -> Rows:
@@ -205,10 +210,39 @@ class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
         For after weights of a plain layer were put into the wrapped one.
         """
         for spec in self.specs:
-            for name, value in self._attached(spec).items():
-                variable = self._part(spec, name)
-                if variable is not None:
-                    variable.assign(ops.reshape(ops.convert_to_tensor(value), variable.shape))
+            self._attach(spec)
+
+    def _attach(self, spec: KernelSpec) -> None:
+        for name, value in self._attached(spec).items():
+            variable = self._part(spec, name)
+            if variable is not None:
+                variable.assign(ops.reshape(ops.convert_to_tensor(value), variable.shape))
+
+    def assign_kernel(self, value: Any, path: str | None = None) -> None:
+        """Make ``value`` the effective kernel: an initializer's numbers, or weights from elsewhere.
+
+        The wrapped layer stores it, and all parts are set to what it has. (Written to the wrapped layer's variable
+        alone it would be a direction, with the size that the parts had before.) Where no parts give this kernel
+        (without a gain, say), the nearest is taken, with a warning.
+
+        Args:
+            value: an array or tensor in the kernel's shape.
+            path: which kernel, of a layer with several, as :meth:`effective_kernels` names them.
+
+        Raises:
+            ValueError: the layer is not built, it has no such kernel or several, or the shape is another.
+        """
+        if not self.built:
+            raise ValueError(f"the layer {called(self)} is not built, so it has no kernel yet.")
+        specs = [spec for spec in self.specs if path in (None, spec.path)]
+        if len(specs) != 1:
+            kernels = ", ".join(spec.path for spec in self.specs)
+            raise ValueError(f"say which kernel of the layer {called(self.layer)} is meant: {kernels}.")
+        (spec,) = specs
+        self._variable(spec).assign(value)
+        self._attach(spec)
+        self._was_built = True  # there are weights now that can be changed
+        self._say_what_changes(spec)
 
     # ---- the effective kernel --------------------------------------------------------------------
 

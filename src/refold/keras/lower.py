@@ -133,7 +133,7 @@ class _Lowering:
         if scope is not None:
             clone = self.cloned(scope.layer, stored_weights(scope.layer))
             self.keep(scope.outputs, self.apply(clone, scope.args, scope.kwargs))
-            self.finish(clone, stored_weights(scope.layer))
+            self.finish(clone, stored_weights(scope.layer), scope.layer, scope)
             return
         rest = []
         for output in self.missing(call):
@@ -157,7 +157,7 @@ class _Lowering:
                     "a get_config() with which from_config() can build it again"
                 )
             self.keep(call.outputs, self.apply(clone, call.args, call.kwargs))
-            self.finish(clone, call.weights)
+            self.finish(clone, call.weights, call.operation, call.scope)
         else:
             self.repeat(call)
 
@@ -183,9 +183,12 @@ class _Lowering:
             self.clones[id(layer)].append((weights, clone))
         return clone
 
-    def finish(self, clone: Any, weights: tuple[AnyArray, ...]) -> None:
-        """Give a clone, built by now, its weights."""
+    def finish(self, clone: Any, weights: tuple[AnyArray, ...], layer: Any, scope: Scope | None) -> None:
+        """Give a clone of ``layer``, built by now, its weights; ``scope`` is what called it."""
         clone.set_weights(list(weights))
+        around = self.evaluating(scope)
+        if around:  # which trained these weights, perhaps of a layer that was frozen
+            clone.trainable = not _are_frozen([layer, *around])
         if hasattr(clone, "finalize_state"):
             clone.finalize_state()
 
@@ -267,6 +270,7 @@ class _Lowering:
         policy = _policy(steps, output.dtype)
         name = self.region_name(steps)
         dense = any(isinstance(step.operation, _DENSE) for step in steps)
+        frozen = _are_frozen([layer for step in steps for layer in (step.layer, *self.evaluating(step.scope))])
         rank, axis = len(output.shape), self.forms.axes[value]
         convolved = [leaf for leaf, term in form.terms.items() if not term.is_identity]
         bias = form.bias if part.biased or np.any(form.bias) else None
@@ -288,6 +292,7 @@ class _Lowering:
                 )
                 for layer in made:
                     tensor = layer(tensor)
+                    layer.trainable = not frozen
                 express.set_weights(made, term, own_bias)
             results.append(tensor)
         total = results[0]
@@ -300,6 +305,10 @@ class _Lowering:
             shift.name = self.unique(f"{name}_shift")
             total = shift(total)
         return total
+
+    def evaluating(self, scope: Scope | None) -> list[Any]:
+        """The layers around that compute weights of others."""
+        return [s.layer for s in (scope.chain if scope else []) if id(s) in self.record.evaluating]
 
     def on_axis(self, leaf: str, axis: int, name: str, cast: str | None) -> Any:
         """The new tensor of ``leaf`` with its channels on ``axis``, for a layer that casts to ``cast``."""
@@ -396,6 +405,12 @@ def _clone(layer: Any) -> Any:
 
 
 _FUNCTIONAL = (keras.Model, keras.src.models.functional.Functional)
+
+
+def _are_frozen(used: list[Any]) -> bool:
+    """Whether nothing trained of the layers that something is made of: then it shall not train either."""
+    used = [layer for layer in used if layer is not None]
+    return any(layer.variables for layer in used) and not any(layer.trainable_variables for layer in used)
 
 
 def _copied(activation: Any) -> Any:
