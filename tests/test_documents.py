@@ -36,3 +36,20 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / document).read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+METHODS_OF_TRAINING = re.compile(r"(?i)(?!force_)\w*(normalization|magnitude|orthogonal|low_?rank)\w*")
+
+
+@pytest.mark.parametrize("framework", ["keras", "torch", "paddle"])
+def test_the_table_of_methods_says_what_each_framework_has(framework: str) -> None:
+    text = (ROOT / "docs" / "weight-normalization.md").read_text(encoding="utf-8")
+    head, *lines = text[text.index("| method | `refold.keras`") :].partition("\n\n")[0].splitlines()
+    place = [cell.strip() for cell in head.split("|")].index(f"`refold.{framework}`")
+    told = {name for line in lines for name in re.findall(r"`(\w+)", line.split("|")[place])}
+    source = (ROOT / "src" / "refold" / framework / "__init__.py").read_text(encoding="utf-8")
+    has = {alias.asname for node in ast.walk(ast.parse(source)) for alias in getattr(node, "names", ())}
+    assert told <= has
+    # Keras has weight normalization as a class and as a function.
+    spelled = {name for name in has if METHODS_OF_TRAINING.fullmatch(name)} - told
+    assert spelled <= ({"weight_normalization"} if framework == "keras" else set())
