@@ -14,16 +14,9 @@ from keras import layers, ops
 import refold
 from refold import blocks as expressions
 from refold.blocks import BatchNorm, Identity, Scale, Sum, average_pool, convolution
-from refold.keras.blocks import (
-    ACBlock,
-    Block,
-    BranchScale,
-    DiverseBranchBlock,
-    ExpressionBlock,
-    MobileOneBlock,
-    RepVGGBlock,
-)
+from refold.keras.blocks import Block, BranchScale, ExpressionBlock
 from refold.keras.execute import double_precision
+from refold.keras.named_blocks import ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
 
 AlphaBlock = partial(RepVGGBlock, alpha=True)
 NAMED = (AlphaBlock, ACBlock, DiverseBranchBlock, MobileOneBlock)

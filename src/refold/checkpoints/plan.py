@@ -46,11 +46,6 @@ class Copy:
     target: str
     home: str
 
-    @property
-    def made(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return (self.target,)
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -60,11 +55,6 @@ class Constant:
     data: bytes
     target: str
     home: str
-
-    @property
-    def made(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return (self.target,)
 
 
 @final
@@ -90,11 +80,6 @@ class Rebuild:
         """The direction."""
         return self.stored.parts["direction"]
 
-    @property
-    def made(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return tuple(self.targets.values())
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -110,13 +95,13 @@ class Unspectral:
         """The weight as it is stored."""
         return self.stored.parts["direction"]
 
-    @property
-    def made(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return (self.target,)
-
 
 Step = Copy | Constant | Rebuild | Unspectral
+
+
+def made_by(step: Step) -> tuple[str, ...]:
+    """The tensors that a step writes."""
+    return tuple(step.targets.values()) if isinstance(step, Rebuild) else (step.target,)
 
 
 @final

@@ -13,7 +13,7 @@ from typing import final
 
 from refold.checkpoints.dtypes import Spec
 from refold.checkpoints.header import Entry, layout
-from refold.checkpoints.plan import Plan, Step, Wish, make_plan
+from refold.checkpoints.plan import Plan, Step, Wish, made_by, make_plan
 from refold.checkpoints.run import run
 from refold.checkpoints.shards import SINGLE, Checkpoint, open_checkpoint
 from refold.errors import InputError
@@ -68,7 +68,7 @@ def convert_stream(
         writers: dict[Path, Callable[[Path], None]] = {}
         specs_of: dict[Path, Mapping[str, Spec]] = {}
         for number, steps in parts.items():
-            specs_of[outputs[number]] = specs = {n: plan.specs[n] for step in steps for n in step.made}
+            specs_of[outputs[number]] = specs = {n: plan.specs[n] for step in steps for n in made_by(step)}
             metadata = checkpoint.shards[number].header.metadata
             writers[outputs[number]] = _writer(source, checkpoint, steps, specs, metadata, told)
         folder = target.parent if single else target

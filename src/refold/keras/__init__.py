@@ -5,12 +5,12 @@ they take all others.
 """
 
 from refold.keras.adaptation import LowRankAdaptation as LowRankAdaptation
-from refold.keras.blocks import ACBlock as ACBlock
-from refold.keras.blocks import DiverseBranchBlock as DiverseBranchBlock
 from refold.keras.blocks import ExpressionBlock as ExpressionBlock
-from refold.keras.blocks import MobileOneBlock as MobileOneBlock
-from refold.keras.blocks import RepVGGBlock as RepVGGBlock
 from refold.keras.data_initialization import initialize_from_data as initialize_from_data
+from refold.keras.named_blocks import ACBlock as ACBlock
+from refold.keras.named_blocks import DiverseBranchBlock as DiverseBranchBlock
+from refold.keras.named_blocks import MobileOneBlock as MobileOneBlock
+from refold.keras.named_blocks import RepVGGBlock as RepVGGBlock
 from refold.keras.normalization import WeightNormalization as WeightNormalization
 from refold.keras.normalization import weight_normalization as weight_normalization
 from refold.keras.orthogonal import OrthogonalWeights as OrthogonalWeights

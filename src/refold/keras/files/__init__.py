@@ -32,8 +32,6 @@ from refold.keras.files.weights import screen_weights
 from refold.shown import printable
 
 MAX_SIZE = 4 * 2**30
-# Layers of ours, which register themselves when they are imported.
-OWN = ("refold.keras.blocks", "refold.keras.normalization")
 
 
 def load(path: str | Path, *, imports: Sequence[str] = (), trust: bool = False, max_size: int = MAX_SIZE) -> Any:
@@ -56,8 +54,7 @@ def load(path: str | Path, *, imports: Sequence[str] = (), trust: bool = False, 
             The message names the file and what in it is wrong.
     """
     shown = printable(path)
-    for module in OWN:
-        import_module(module)
+    import_module("refold.keras")  # its layers register themselves
     customs = _imported(imports)
     try:
         with open_regular(path, max_size) as file:
