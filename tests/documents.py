@@ -15,7 +15,7 @@ RUN_ON = {
     "checkpoints": ("docs/checkpoints.md",),
     "onnx": ("docs/onnx.md",),
     "paddle": ("docs/paddle.md",),
-    "torch": ("docs/torch.md", "docs/certificate.md", "docs/weight-normalization-tutorial.md"),
+    "torch": ("docs/torch.md", "docs/certificate.md", "docs/unfold.md", "docs/weight-normalization-tutorial.md"),
 }
 
 

@@ -9,5 +9,6 @@ from refold.verbs import check as check
 from refold.verbs import fold as fold
 from refold.verbs import inspect as inspect
 from refold.verbs import prove as prove
+from refold.verbs import unfold as unfold
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
+from refold.blocks.unfold import Choose
 from refold.errors import InputError
 from refold.graph import Graph, Plan
 
@@ -52,6 +53,26 @@ class Identity:
     unseen: str = ""
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Rich:
+    """What unfolding made: the model, the paths of the convolutions that are blocks now, and of those that are
+    not, each with the reason."""
+
+    model: Any
+    unfolded: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What became of each convolution, as plain data."""
+        kept = [{"where": path, "reason": reason} for path, reason in self.kept]
+        return {"schema": "refold.unfolding/1", "unfolded": list(self.unfolded), "kept": kept}
+
+    def __str__(self) -> str:
+        kept = f"; {len(self.kept)} stay as they are" if self.kept else ""
+        return f"{len(self.unfolded)} convolutions are blocks now{kept}"
+
+
 class Frontend(Protocol):
     """One framework."""
 
@@ -69,6 +90,11 @@ class Frontend(Protocol):
 
     def lower(self, lifted: Lifted, plan: Plan) -> Any:
         """A new model of the same framework that follows the plan; the original stays untouched."""
+        ...
+
+    def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
+        """A copy of ``model`` with the blocks that ``choose`` gives in the places of its convolutions. If
+        ``example`` holds arrays, the batch norms of the blocks start at their statistics. Raises InputError."""
         ...
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from refold.algebra import AffineConv, Refusal
 from refold.bench import Timing, summarize, time_in_turn
+from refold.blocks import BLOCKS, BatchNorm
+from refold.blocks.unfold import BlockFunction, Rounding, Unfolded, stand_in
+from refold.blocks.unfold import unfold as start_at
 from refold.errors import InputError
-from refold.frontend import Frontend, Lifted, frontend_of
+from refold.frontend import Frontend, Lifted, Rich, frontend_of
 from refold.graph import Plan, make_plan
 from refold.graph.formula import Formulas
 from refold.proof.certificate import Certificate
 from refold.proof.prove import prove as prove_lifted
 from refold.proof.recheck import Recheck, compare
+
+NOT_ASKED = "it is not among those that were asked for"
 
 
 def plan_of(frontend: Frontend, lifted: Lifted) -> Plan:
@@ -42,6 +50,63 @@ def fold(model: Any, example: Any = None) -> Any:
     frontend = frontend_of(model)
     lifted = frontend.lift(model, example)
     return frontend.lower(lifted, plan_of(frontend, lifted))
+
+
+def unfold(
+    model: Any,
+    block: str | BlockFunction = "repvgg",
+    example: Any = None,
+    *,
+    only: Sequence[str] = ("*",),
+    seed: int = 0,
+) -> Any:
+    """A model of the same framework with train-time blocks in the places of the convolutions of ``model``, which
+    computes the same function: the way back, to train a plain network on in a rich form, and fold it again.
+
+    The given model stays as it is. ``block`` is a name of :data:`refold.blocks.BLOCKS`, or a function like those;
+    ``only`` takes the convolutions whose path matches one of the patterns (``"stage1.*"``). If ``example`` holds
+    arrays (some real data), the batch norms of the blocks start at their statistics, so that the model computes the
+    same in training as well; without, they start at mean 0 and variance 1, and the first steps in training see
+    another function than inference does. ``seed`` is that of the branches that are drawn.
+
+    Raises :class:`refold.InputError` if no convolution can be unfolded, with the reason.
+    """
+    return rich_of(model, block, example, only=only, seed=seed).model
+
+
+def rich_of(
+    model: Any, block: str | BlockFunction, example: Any = None, *, only: Sequence[str] = ("*",), seed: int = 0
+) -> Rich:
+    """What :func:`unfold` gives, with what became of each convolution. Raises as that does."""
+    function = _block(block)
+
+    def is_asked(path: str) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in only)
+
+    def choose(path: str, target: AffineConv, norm: BatchNorm, rounding: Rounding) -> Unfolded | Refusal:
+        expression = stand_in(function, target, norm) if is_asked(path) else Refusal(NOT_ASKED)
+        if isinstance(expression, Refusal):
+            return expression
+        # Numbers of its own for every place, the same ones every time.
+        return start_at(expression, target, seed=zlib.crc32(path.encode()) + seed, rounding=rounding)
+
+    rich = frontend_of(model).unfold(model, choose, example)
+    if not rich.unfolded:
+        asked = [(path, reason) for path, reason in rich.kept if is_asked(path)]
+        if rich.kept and not asked:
+            raise InputError(f"no convolution has a path like {', '.join(only)}; the first is '{rich.kept[0][0]}'")
+        path, reason = next(iter(asked), ("", "the model has no convolutions"))
+        raise InputError(f"nothing was unfolded: {path + ': ' if path else ''}{reason}")
+    return rich
+
+
+def _block(block: str | BlockFunction) -> BlockFunction:
+    if not isinstance(block, str):
+        return block
+    known: dict[str, BlockFunction] = {function.__name__: function for function in BLOCKS}
+    if block not in known:
+        raise InputError(f"there is no block '{block}'; there are {', '.join(known)}")
+    return known[block]
 
 
 def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Certificate:

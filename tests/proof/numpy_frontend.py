@@ -15,6 +15,7 @@ from refold.algebra import affine
 from refold.algebra.geometry import Window
 from refold.errors import InputError
 from refold.frontend import Identity, Lifted
+from refold.graph.batch_norm import batch_norm as batch_norm_op
 from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Op, Opaque, Pad, Select, Slice, Sum, Value
 
 Array = Any
@@ -173,7 +174,7 @@ def op_of(step: Step, shape: tuple[int, ...]) -> Op:
         case "dense":
             return Affine(affine.dense(w["w"], w["b"]), 1)
         case "bn":
-            return Affine(affine.batch_norm(w["mean"], w["var"], s["eps"], w["gamma"], w["beta"], axes), 1)
+            return batch_norm_op(w["mean"], w["var"], s["eps"], w["gamma"], w["beta"], 1, len(shape))
         case "add":
             return Sum(tuple(s["factors"]))
         case "concat":

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proof.models import check, fused, normal, repvgg, stack
+from proof.models import check, fused, normal, repvgg, scale_of, stack
 from proof.numpy_frontend import Model, Step, batch_norm, conv, step
 from refold.proof import Verdict, region
 
@@ -184,6 +184,29 @@ def test_a_value_that_is_zero_everywhere_disturbs_nothing() -> None:
     w = next(s for s in model.after.steps if s.name == "block0/folded").weights
     after = model.after.edited("block0/folded", w=0 * w["w"], b=0 * w["b"])
     assert check(before, after).verdict is Verdict.PROVED
+
+
+def test_offsets_that_cancel_inside_of_a_batch_norm_are_no_fault() -> None:
+    """Where ``beta`` is ``gamma * mean / std`` but for its rounding, hardly anything is left, and one rounding of
+    that is less than float64 can tell of a difference of numbers as large as beta."""
+    rng = np.random.default_rng(5)
+    kernel, norm = normal(rng, 4, 4, 3), batch_norm("n", "c", rng, 4)
+    scale, _ = scale_of(norm)
+    means = rng.normal(size=(2**14, 4)).astype("float32")
+    left = np.abs((means * scale).astype("float32") - means * scale)
+    mean = means[np.argmin(left, axis=0), np.arange(4)]  # the least that is left of many
+    norm = replace(norm, weights={**norm.weights, "mean": mean, "beta": (mean * scale).astype("float32")})
+    merged, bias = fused(kernel, np.zeros(4), norm)
+    before = Model({"x": (None, 4, 6)}, (conv("c", "x", kernel), norm), ("n",))
+    after = Model({"x": (None, 4, 6)}, (conv("f", "x", merged.astype("f"), bias.astype("f")),), ("f",))
+    # The same, computed in another order.
+    other = np.float64(1) / np.sqrt(norm.weights["var"].astype("float64") + 1e-5)
+    shift = norm.weights["beta"] - mean * other * norm.weights["gamma"]
+    assert 0 < np.abs(shift).max() < 1e-11
+    for offset in (bias, shift):
+        certificate = check(before, after.edited("f", b=offset.astype("f")))
+        assert certificate.ok, certificate
+    assert not check(before, after.edited("f", b=bias.astype("f") + np.float32(1e-9))).ok
 
 
 def test_wide_regions_are_proved_inside_by_impulses_and_at_the_border_by_probes(

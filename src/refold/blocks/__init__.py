@@ -10,6 +10,7 @@ from refold.blocks.acnet import acnet
 from refold.blocks.config import from_config, to_config
 from refold.blocks.diverse_branch import diverse_branch
 from refold.blocks.expression import (
+    NORM,
     AveragePool,
     BatchNorm,
     Chain,
@@ -35,6 +36,7 @@ BLOCKS = (repvgg, acnet, diverse_branch, mobileone)
 
 __all__ = [
     "BLOCKS",
+    "NORM",
     "AveragePool",
     "BatchNorm",
     "Chain",

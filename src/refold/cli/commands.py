@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -85,6 +86,26 @@ def prove(options: argparse.Namespace) -> int:
     title = f"{options.model.name} and {options.plain.name}"
     _write_reports(Page(title=title, certificate=certificate), options)
     return status
+
+
+def unfold(options: argparse.Namespace) -> int:
+    """``refold unfold MODEL -o RICH``"""
+    _check_free(options.output, options, options.model)
+    if options.output.suffix != ".keras":
+        raise InputError(
+            f"{options.output}: only a .keras file can be trained on from a file; models of other frameworks are "
+            f"unfolded in the code that trains them: refold.unfold(model, '{options.block}', data)"
+        )
+    data = None if options.data is None else _read_array(options.data)
+    frontend, model = _load(options.model, options)
+    if frontend is not frontend_for(options.output):
+        raise InputError(f"{options.model} is a model of {frontend.name}; a .keras file holds one of Keras")
+    with _busy("unfolding"):
+        rich = verbs.rich_of(model, options.block, data, only=options.only or ("*",), seed=options.seed)
+    _show(rich.to_json(), terminal.unfolding(rich), options)
+    frontend.save(rich.model, options.output, overwrite=options.force)
+    print(f"written to {options.output}", file=sys.stderr)
+    return SAME
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -192,6 +213,17 @@ def _read_certificate(path: Path) -> Certificate:
         return Certificate.from_json(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, or no certificate
         raise InputError(f"{path}: this is no certificate that can be checked: {error}") from error
+
+
+def _read_array(path: Path) -> Any:
+    with open_regular(path) as file:
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise InputError(f"{path}: this is no array of numbers (.npy): {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: this is no array of numbers (.npy)")
+    return array.astype("float32") if array.dtype.kind == "f" else array
 
 
 def _write_certificate(certificate: Certificate, options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refold import __version__
+from refold.blocks import BLOCKS
 from refold.checkpoints import FORMS
 from refold.weights import METHODS
 
@@ -46,6 +47,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prove.add_argument("--force", action="store_true", help="replace files that exist")
     _add_output(prove)
     _add_reading(prove)
+
+    unfold = commands.add_parser(
+        "unfold",
+        help="the way back: write the model with train-time blocks in the places of its convolutions",
+        description="Write a Keras model that trains on in a rich form and computes the same as MODEL. Models of "
+        "other frameworks are unfolded in the code that trains them: refold.unfold(model, 'repvgg', data).",
+    )
+    unfold.add_argument("model", type=Path, metavar="MODEL")
+    unfold.add_argument("-o", "--output", type=Path, required=True, metavar="RICH", help="a .keras file")
+    unfold.add_argument("--block", choices=[block.__name__ for block in BLOCKS], default="repvgg")
+    unfold.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="the convolutions of these paths: stage1/*"
+    )
+    unfold.add_argument(
+        "--data", type=Path, metavar="FILE", help="some real inputs (.npy), for the statistics of the batch norms"
+    )
+    unfold.add_argument("--seed", type=int, default=0, help="of the branches that are drawn (default 0)")
+    unfold.add_argument("--force", action="store_true", help="replace files that exist")
+    unfold.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _add_reading(unfold)
 
     convert = commands.add_parser(
         "convert",

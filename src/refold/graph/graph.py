@@ -44,11 +44,13 @@ class Value:
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
     """An affine convolution of the one input; ``axis`` is the tensors' channel axis. ``biased`` says that
-    it has a bias, even where that happens to be 0: what it is folded into then has one too."""
+    it has a bias, even where that happens to be 0: what it is folded into then has one too. ``summand`` is the
+    largest number that goes into the bias, where it is a sum in which numbers may cancel."""
 
     conv: AffineConv
     axis: int
     biased: bool = True
+    summand: float = 0.0
 
 
 @final

@@ -14,7 +14,8 @@ from refold.algebra.affine import Array
 @final
 @dataclass(frozen=True, slots=True)
 class KernelAxes:
-    """The axes of a stored kernel: its taps, then ``channels_in`` and ``channels_out``, in ``order``."""
+    """The axes of a stored weight, in ``order``; of a kernel, its taps, then ``channels_in`` and
+    ``channels_out``."""
 
     order: str
 
@@ -23,6 +24,8 @@ class KernelAxes:
         stored = np.asarray(kernel, dtype=np.float64)
         if self.order == "taps in out":
             return np.moveaxis(stored, (-1, -2), (0, 1))
+        if self.order == "channels":
+            return stored
         # Depthwise: channel c and multiple m make the output channel c * multiplier + m.
         taps = stored.shape[:-2]
         return np.moveaxis(stored.reshape(*taps, -1), -1, 0)[:, None]
@@ -31,6 +34,8 @@ class KernelAxes:
         """The inverse of :meth:`to_core`; ``groups`` is the number of input channels of a depthwise one."""
         if self.order == "taps in out":
             return np.moveaxis(kernel, (0, 1), (-1, -2))
+        if self.order == "channels":
+            return kernel
         merged = np.moveaxis(kernel[:, 0], 0, -1)
         return merged.reshape(*merged.shape[:-1], groups, -1)
 
@@ -38,3 +43,5 @@ class KernelAxes:
 # keras.layers.Dense is a convolution without taps.
 CONV = KernelAxes("taps in out")
 DEPTHWISE = KernelAxes("taps channels multiplier")
+# One number per channel, or one alone.
+PLAIN = KernelAxes("channels")

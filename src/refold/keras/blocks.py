@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never, final
 
 import keras
@@ -14,7 +14,7 @@ from refold import blocks
 from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra.affine import Array
 from refold.blocks import AveragePool, BatchNorm, Conv, Expression, Leaf, Scale
-from refold.keras.axes import CONV, DEPTHWISE, KernelAxes
+from refold.keras.axes import CONV, DEPTHWISE, PLAIN, KernelAxes
 
 Shape = tuple[int | None, ...]
 
@@ -129,9 +129,6 @@ class Block(keras.Layer):  # type: ignore[misc]
         plain = Conv(folded.channels_out, folded.windows, folded.groups, bias=True)
         with keras.name_scope(self.name, caller=self):
             converted = self._make_parts(plain, self._shape)
-        conv = converted["conv"]
-        conv.kernel.assign(_kernel_axes(conv).from_core(folded.kernel, folded.channels_in))
-        conv.bias.assign(folded.bias)
         # Keras locks what a built layer holds; its own LoRA and quantization open the lock in this way.
         self._tracker.unlock()
         for part in self.parts.values():
@@ -140,7 +137,19 @@ class Block(keras.Layer):  # type: ignore[misc]
         self._tracker.lock()
         self._post_build()  # the torch backend lists the variables of a built layer once more
         self._expression = plain
+        self.set_numbers({"conv/kernel": folded.kernel, "conv/bias": folded.bias})
         self.deploy = True
+
+    def set_numbers(self, values: Mapping[str, Array]) -> None:
+        """Set weights, given under the names and in the layout of the expression (see
+        :func:`refold.blocks.parameters`); each is rounded once to its type. Raises ValueError if the block is not
+        built."""
+        if not self.built:
+            raise ValueError(f"{self.name} has no weights yet: build it, or call it on an input, first")
+        for name, (variable, axes) in self._variables().items():
+            if name in values:
+                stored = axes.from_core(values[name], variable.shape[-2] if len(variable.shape) > 1 else 1)
+                variable.assign(stored)
 
     # ---- Keras ---------------------------------------------------------------------------------------
 
@@ -220,21 +229,24 @@ class Block(keras.Layer):  # type: ignore[misc]
 
     def _part_weights(self) -> dict[str, Array]:
         """The weights of all parts, under the names and in the layout of the expression."""
-        values: dict[str, Array] = {}
+        return {name: axes.to_core(_number(variable)) for name, (variable, axes) in self._variables().items()}
+
+    def _variables(self) -> dict[str, tuple[Any, KernelAxes]]:
+        """The weights of all parts by their names in the expression, each with its axes."""
+        found: dict[str, tuple[Any, KernelAxes]] = {}
         for path, layer in self.parts.items():
             match layer:
                 case layers.BatchNormalization():
-                    values[f"{path}/gamma"] = _number(layer.gamma)
-                    values[f"{path}/beta"] = _number(layer.beta)
-                    values[f"{path}/mean"] = _number(layer.moving_mean)
-                    values[f"{path}/variance"] = _number(layer.moving_variance)
+                    names = {"gamma": layer.gamma, "beta": layer.beta}
+                    names |= {"mean": layer.moving_mean, "variance": layer.moving_variance}
+                    found.update({f"{path}/{name}": (variable, PLAIN) for name, variable in names.items()})
                 case BranchScale():
-                    values[f"{path}/factor"] = _number(layer.factor)
+                    found[f"{path}/factor"] = layer.factor, PLAIN
                 case _ if hasattr(layer, "kernel"):
-                    values[f"{path}/kernel"] = _kernel_axes(layer).to_core(_number(layer.kernel))
+                    found[f"{path}/kernel"] = layer.kernel, _kernel_axes(layer)
                     if layer.use_bias:
-                        values[f"{path}/bias"] = _number(layer.bias)
-        return values
+                        found[f"{path}/bias"] = layer.bias, PLAIN
+        return found
 
     def _make_parts(self, expression: Expression, input_shape: Shape) -> dict[str, Any]:
         """The built layers of ``expression``, by name."""

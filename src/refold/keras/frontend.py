@@ -15,8 +15,9 @@ from keras.src import backend
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
+from refold.blocks.unfold import Choose
 from refold.errors import InputError
-from refold.frontend import AnyArray, Identity, Lifted
+from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.plan import Plan
 from refold.keras import execute, express
 from refold.keras.lift import Record, lift_trace
@@ -84,6 +85,12 @@ class KerasFrontend:
     def lower(self, lifted: Lifted, plan: Plan) -> Any:
         """A functional model of plain layers that follows the plan."""
         return lower_plan(lifted.graph, lifted.record.record, plan, lifted.model.name)
+
+    def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
+        """See :func:`refold.keras.unfold.unfold`."""
+        from refold.keras.unfold import unfold
+
+        return unfold(model, choose, example)
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by Keras' own layers and operations."""

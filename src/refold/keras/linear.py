@@ -19,6 +19,7 @@ from keras.src.ops import numpy as numpy_ops
 from refold.algebra import affine, geometry
 from refold.algebra.affine import AffineConv, Array
 from refold.algebra.geometry import Window
+from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.keras.axes import CONV, DEPTHWISE, KernelAxes
 from refold.keras.trace import AnyArray, Call, Constant
@@ -154,20 +155,13 @@ def _einsum_dense(call: Call) -> Op:
     return Affine(affine.dense(matrix, flat, rank - 2), rank - 1, bias is not None)
 
 
-def _batch_norm_op(mean: Any, variance: Any, epsilon: float, gamma: Any, beta: Any, axis: int, rank: int) -> Op:
-    conv = affine.batch_norm(mean, variance, epsilon, gamma, beta, rank - 2)
-    if not conv.is_finite:
-        return Opaque("a variance plus epsilon is not positive, or a statistic is not finite")
-    return Affine(conv, axis % rank)
-
-
 def _batch_norm(call: Call) -> Op:
     layer = call.layer
     if call.kwargs.get("training"):
         return Opaque(BATCH_STATISTICS)
     if layer.renorm:
         return Opaque("batch renormalization is not read")
-    return _batch_norm_op(
+    return batch_norm(
         _required(call, layer.moving_mean),
         _required(call, layer.moving_variance),
         layer.epsilon,
@@ -440,13 +434,12 @@ def _conv_like(layout: KernelAxes) -> Entry:
 
 def _batch_norm_operation(call: Call) -> Op:
     _, mean, variance, offset, scale = _arguments(call, "x", "mean", "variance", "offset", "scale")
-    if _constant(mean) is None or _constant(variance) is None:
+    center, spread = _constant(mean), _constant(variance)
+    if center is None or spread is None:
         return Opaque(BATCH_STATISTICS)
     rank = len(call.outputs[0].shape)
     axis, epsilon = call.operation.axis, call.operation.epsilon
-    return _batch_norm_op(
-        _constant(mean), _constant(variance), epsilon, _constant(scale), _constant(offset), axis, rank
-    )
+    return batch_norm(center, spread, epsilon, _constant(scale), _constant(offset), axis, rank)
 
 
 def _concat_operation(call: Call) -> Op:

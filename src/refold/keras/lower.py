@@ -177,7 +177,7 @@ class _Lowering:
         for known, clone in self.clones.setdefault(id(layer), []):
             if len(known) == len(weights) and all(map(np.array_equal, known, weights)):
                 return clone
-        clone = _clone(layer)
+        clone = clone_layer(layer)
         if clone is not None:
             clone.name = self.unique(layer.name)
             self.clones[id(layer)].append((weights, clone))
@@ -388,7 +388,7 @@ def stored_weights(layer: Any) -> tuple[AnyArray, ...]:
     return tuple(np.asarray(weight) for weight in layer.get_weights())
 
 
-def _clone(layer: Any) -> Any:
+def clone_layer(layer: Any) -> Any:
     """A new layer that computes what ``layer`` does, its weights aside; None if its class does not allow
     that."""
     try:
@@ -415,7 +415,7 @@ def _are_frozen(used: list[Any]) -> bool:
 
 def _copied(activation: Any) -> Any:
     """An activation for another layer; one that is a layer itself is cloned."""
-    return _clone(activation) or activation if isinstance(activation, keras.Layer) else activation
+    return clone_layer(activation) or activation if isinstance(activation, keras.Layer) else activation
 
 
 def _constant(leaf: Any) -> Any:

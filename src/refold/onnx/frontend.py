@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
+from refold.blocks.unfold import Choose
 from refold.errors import InputError
-from refold.frontend import AnyArray, Identity, Lifted
+from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.plan import Plan
 from refold.onnx import execute, express
 from refold.onnx.execute import Session
@@ -51,6 +52,10 @@ class OnnxFrontend:
         """A new model of the kind that was given, which follows the plan."""
         model = lower_plan(lifted.graph, lifted.record.record, plan)
         return ir.to_proto(model) if lifted.record.gives_proto else model
+
+    def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
+        """An ONNX file is not trained, so this raises InputError."""
+        raise InputError("an ONNX file is not what one trains: unfold the model that it was exported from")
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by ONNX's reference operators."""

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from refold.algebra import affine, geometry
 from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
+from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Relayout, Select, Slice, Sum
 from refold.onnx.reference import FLOATS, AnyArray
 from refold.onnx.sizes import Facts
@@ -296,12 +297,9 @@ def _batch_norm(step: Step) -> Op:
     if gamma is None or beta is None or mean is None or variance is None:
         return Opaque("its statistics are no constants")
     epsilon = step.number("epsilon", float(np.float32(1e-5)))
-    conv = affine.batch_norm(mean, variance, epsilon, gamma, beta, len(step.shape) - 2)
-    if not conv.is_finite:
-        return Opaque("a variance plus epsilon is not positive, or a statistic is not finite")
-    if step.shape[1] not in (conv.channels_in, None):
+    if step.shape[1] not in (mean.size, None):
         return Opaque("its statistics do not fit the channels that it reads")
-    return Affine(conv, 1)
+    return batch_norm(mean, variance, epsilon, gamma, beta, 1, len(step.shape))
 
 
 def _with_constant(scale: Callable[[Array], Array], shift: Callable[[Array], Array], step: Step) -> Op:

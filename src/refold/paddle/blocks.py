@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, assert_never
 
@@ -199,6 +199,18 @@ class Block(nn.Layer):  # type: ignore[misc]
         self.parts.eval()
         self.deploy = True
 
+    def part(self, path: str) -> Any:
+        """The layer of a leaf of the expression: ``block.part("branch0/conv")``."""
+        part = self.parts[_key(path)]
+        return part[-1] if isinstance(part, nn.Sequential) else part
+
+    def set_numbers(self, values: Mapping[str, Array]) -> None:
+        """Set parameters and statistics, given under the names and in the layout of the expression (see
+        :func:`refold.blocks.parameters`); each is rounded once to the type of the weights."""
+        for name, tensor in self._tensors().items():
+            if name in values:
+                tensor.set_value(rounded(values[name].reshape(tensor.shape), dtype_name(tensor)))
+
     # ---- parts ---------------------------------------------------------------------------------------
 
     def _folded(self) -> AffineConv:
@@ -210,31 +222,29 @@ class Block(nn.Layer):  # type: ignore[misc]
 
     def _part_weights(self) -> dict[str, Array]:
         """The weights of all parts, under the names and in the layout of the expression."""
-        values: dict[str, Array] = {}
+        shapes = blocks.parameters(self.expression, self.in_channels, self.axes)
+        return {name: numbers(tensor).reshape(shapes[name]) for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Any]:
+        """The parameters and statistics of all parts by their names in the expression."""
+        found: dict[str, Any] = {}
 
         def note(path: str, leaf: Leaf, before: None) -> None:
-            part = self.parts[_key(path)]
+            names: dict[str, str] = {}
             match leaf:
                 case Conv():
-                    part = part[-1] if isinstance(part, nn.Sequential) else part
-                    values[f"{path}/kernel"] = numbers(part.weight)
-                    if leaf.bias:
-                        values[f"{path}/bias"] = numbers(part.bias)
+                    names = {"kernel": "weight"} | ({"bias": "bias"} if leaf.bias else {})
                 case BatchNorm():
-                    names = {
-                        "gamma": part.weight,
-                        "beta": part.bias,
-                        "mean": part._mean,
-                        "variance": part._variance,
-                    }
-                    values.update({f"{path}/{name}": numbers(tensor) for name, tensor in names.items()})
+                    names = {"gamma": "weight", "beta": "bias", "mean": "_mean", "variance": "_variance"}
                 case Scale(trainable=True):
-                    values[f"{path}/factor"] = numbers(part.factor).reshape(-1 if leaf.per_channel else ())
+                    names = {"factor": "factor"}
                 case _:
                     pass
+            part = self.part(path)
+            found.update({f"{path}/{name}": getattr(part, own) for name, own in names.items()})
 
         blocks.interpret(self.expression, None, note, lambda branches: None)
-        return values
+        return found
 
     def _make_parts(self, expression: Expression) -> nn.LayerDict:
         parts: dict[str, nn.Layer] = {}

@@ -12,8 +12,9 @@ import paddle
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
+from refold.blocks.unfold import Choose
 from refold.errors import InputError
-from refold.frontend import AnyArray, Identity, Lifted
+from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.plan import Plan
 from refold.paddle import examples, execute, express, files
 from refold.paddle.lift import Record, lift_traces, parameters_of, record_twice
@@ -71,6 +72,12 @@ class PaddleFrontend:
             mapped(lambda spec: examples.Spec(spec.shape, spec.dtype), spec) for spec in session.specs
         )
         return plain
+
+    def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
+        """See :func:`refold.paddle.unfold.unfold`."""
+        from refold.paddle.unfold import unfold
+
+        return unfold(model, choose, example)
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by Paddle's own layers and functions."""

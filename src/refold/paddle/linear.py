@@ -18,6 +18,7 @@ import numpy.typing as npt
 from refold.algebra import affine, geometry
 from refold.algebra.affine import AffineConv, Array
 from refold.algebra.geometry import Window
+from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.paddle.trace import Primitive, Step
 from refold.recording.sizes import Size
@@ -269,17 +270,15 @@ def _batch_norm(primitive: Primitive, shapes: Shapes) -> Op:
     if not (is_test or use_global_stats):
         return Opaque(BATCH_STATISTICS)
     rank = len(tensor.shape)
-    conv = affine.batch_norm(
+    return batch_norm(
         numbers(mean.tensor),
         numbers(variance.tensor),
         float(np.float32(epsilon)),  # as Paddle's kernels have it
         None if gamma is None else numbers(gamma.tensor),
         None if beta is None else numbers(beta.tensor),
-        rank - 2,
+        _channel_axis(layout, rank),
+        rank,
     )
-    if not conv.is_finite:
-        return Opaque("a variance plus epsilon is not positive, or a statistic is not finite")
-    return Affine(conv, _channel_axis(layout, rank))
 
 
 def _scale_shift(primitive: Primitive, shapes: Shapes, scale: AnyArray, shift: AnyArray) -> Op:

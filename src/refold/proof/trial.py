@@ -136,6 +136,9 @@ class Trial:
     def __init__(self, models: Models, link: Link, rng: np.random.Generator) -> None:
         self.models, self.link, self.rng = models, link, rng
         self.u, self.eta = roundoff(models, link.after)
+        # Numbers that may cancel inside of an operator, where no value on the way shows them.
+        nodes = (*link.before.nodes, *link.after.nodes)
+        self.summand = max((node.op.summand for node in nodes if isinstance(node.op, Affine)), default=0.0)
         numbers: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for number, (mine, theirs) in enumerate(link.leaves):
             numbers[1][mine] = number
@@ -179,7 +182,7 @@ class Trial:
     def both(self, batches: Sequence[AnyArray]) -> tuple[AnyArray, AnyArray, AnyArray]:
         """What both models make of some probes, and for each probe the largest number on the way."""
         values = []
-        scale = np.zeros(len(batches[0]))
+        scale = np.full(len(batches[0]), self.summand)
         with np.errstate(all="ignore"):
             for which, cone in enumerate((self.link.before, self.link.after)):
                 found = respond(self.models, self.link, batches, which)

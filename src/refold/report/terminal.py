@@ -12,6 +12,7 @@ from rich.text import Text
 
 from refold.bench import Timing
 from refold.checkpoints import Conversion
+from refold.frontend import Rich
 from refold.graph import Plan
 from refold.proof.certificate import Certificate, Verdict
 from refold.proof.recheck import Recheck
@@ -87,6 +88,22 @@ def conversion(conversion: Conversion) -> list[Any]:
             units = "" if entry["units"] is None else f"{entry['units']:,}"
             weights.add_row(_text(entry["name"]), entry["from"], entry["to"], units)
         parts.append(weights)
+    return parts
+
+
+def unfolding(rich: Rich) -> list[Any]:
+    """What became of each convolution."""
+    parts: list[Any] = [_line(f"{rich}.", "bold")]
+    if rich.unfolded:
+        made = _table("unfolded")
+        for path in rich.unfolded:
+            made.add_row(_text(path))
+        parts.append(made)
+    if rich.kept:
+        kept = _table("kept", "because")
+        for path, reason in rich.kept:
+            kept.add_row(_text(path), _text(reason))
+        parts.append(kept)
     return parts
 
 

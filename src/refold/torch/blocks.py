@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -126,12 +126,21 @@ class Block(nn.Module):
         trainable = any(parameter.requires_grad for parameter in self.parameters())
         self.expression = Conv(folded.channels_out, folded.windows, folded.groups, bias=True)
         self.parts = self._make_parts(self.expression).to(like.device, like.dtype).eval()
-        conv: Any = self.parts["conv"]
-        conv = conv[-1] if isinstance(conv, nn.Sequential) else conv
-        for parameter, array in ((conv.weight, folded.kernel), (conv.bias, folded.bias)):
-            parameter.data = rounded(array, like)
-            parameter.requires_grad_(trainable)
+        self.set_numbers({"conv/kernel": folded.kernel, "conv/bias": folded.bias})
+        self.requires_grad_(trainable)
         self.deploy = True
+
+    def part(self, path: str) -> Any:
+        """The module of a leaf of the expression: ``block.part("branch0/conv")``."""
+        part: Any = self.parts[_key(path)]
+        return part[-1] if isinstance(part, nn.Sequential) else part
+
+    def set_numbers(self, values: Mapping[str, Array]) -> None:
+        """Set parameters and statistics, given under the names and in the layout of the expression (see
+        :func:`refold.blocks.parameters`); each is rounded once to the type of the weights."""
+        for name, tensor in self._tensors().items():
+            if name in values:
+                tensor.data = rounded(values[name].reshape(tensor.shape), tensor)
 
     # ---- parts ---------------------------------------------------------------------------------------
 
@@ -143,27 +152,29 @@ class Block(nn.Module):
 
     def _part_weights(self) -> dict[str, Array]:
         """The weights of all parts, under the names and in the layout of the expression."""
-        values: dict[str, Array] = {}
+        shapes = blocks.parameters(self.expression, self.in_channels, self.axes)
+        return {name: _numbers(tensor).reshape(shapes[name]) for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters and statistics of all parts by their names in the expression."""
+        found: dict[str, torch.Tensor] = {}
 
         def note(path: str, leaf: Leaf, before: None) -> None:
-            part: Any = self.parts[_key(path)]
-            part = part[-1] if isinstance(part, nn.Sequential) else part
+            names: dict[str, str] = {}
             match leaf:
                 case Conv():
-                    values[f"{path}/kernel"] = _numbers(part.weight)
-                    if leaf.bias:
-                        values[f"{path}/bias"] = _numbers(part.bias)
+                    names = {"kernel": "weight"} | ({"bias": "bias"} if leaf.bias else {})
                 case BatchNorm():
-                    values[f"{path}/gamma"], values[f"{path}/beta"] = map(_numbers, (part.weight, part.bias))
-                    values[f"{path}/mean"] = _numbers(part.running_mean)
-                    values[f"{path}/variance"] = _numbers(part.running_var)
+                    names = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
                 case Scale(trainable=True):
-                    values[f"{path}/factor"] = _numbers(part.factor).reshape(-1 if leaf.per_channel else ())
+                    names = {"factor": "factor"}
                 case _:
                     pass
+            part = self.part(path)
+            found.update({f"{path}/{name}": getattr(part, own) for name, own in names.items()})
 
         blocks.interpret(self.expression, None, note, lambda branches: None)
-        return values
+        return found
 
     def _make_parts(self, expression: Expression) -> nn.ModuleDict:
         parts: dict[str, nn.Module] = {}

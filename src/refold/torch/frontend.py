@@ -13,8 +13,9 @@ import torch
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.refusal import Refusal
+from refold.blocks.unfold import Choose
 from refold.errors import InputError
-from refold.frontend import AnyArray, Identity, Lifted
+from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan
 from refold.recording.arguments import argument_names, input_names
@@ -76,6 +77,12 @@ class TorchFrontend:
             # Known from now on, so that the plain model needs no example.
             plain.meta["refold.example"] = examples.plain_example(lifted.record.specs)
         return plain
+
+    def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
+        """See :func:`refold.torch.unfold.unfold`."""
+        from refold.torch.unfold import unfold
+
+        return unfold(wrappers.unwrapped(wrappers.as_one(model)), choose, example)
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by torch's own functions."""

@@ -17,6 +17,7 @@ import torch
 from refold.algebra import affine
 from refold.algebra.affine import Array
 from refold.algebra.geometry import Window, transposed
+from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol
@@ -202,17 +203,15 @@ def _batch_norm(step: Step, reader: Reader) -> Op:
     given = [constant for constant in (mean, variance, gamma, beta) if constant is not None]
     if not all(isinstance(constant, Constant) for constant in given):
         return Opaque("its statistics or factors are not constants")
-    conv = affine.batch_norm(
+    return batch_norm(
         reader.numbers(mean),
         reader.numbers(variance),
         float(epsilon),
         None if gamma is None else reader.numbers(gamma),
         None if beta is None else reader.numbers(beta),
-        len(tensor.shape) - 2,
+        1,
+        len(tensor.shape),
     )
-    if not conv.is_finite:
-        return Opaque("a variance plus epsilon is not positive, or a statistic is not finite")
-    return Affine(conv, 1)
 
 
 def _scale_shift(step: Step, reader: Reader, scale: Array, shift: Array) -> Op:
