@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from refold import checkpoints, verbs
 from refold.cli import factory
@@ -113,7 +112,7 @@ def bench(options: argparse.Namespace) -> int:
     _check_reports(options)
     _, model = _load(options.model, options)
     _, plain = _load(options.plain, options, second=True)
-    with progress() as bar:
+    with terminal.progress() as bar:
         task = bar.add_task("timing", total=options.repeats + 3)
         timing = verbs.bench(
             model,
@@ -129,7 +128,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     """``refold convert SOURCE -o TARGET``"""
-    with progress() as bar:
+    with terminal.progress() as bar:
         task = bar.add_task("converting", total=None)
         conversion = checkpoints.convert(
             options.source,
@@ -155,13 +154,6 @@ def demo(options: argparse.Namespace) -> int:
 
 
 # ---- shared ----------------------------------------------------------------------------------------
-
-
-def progress() -> Progress:
-    """A progress bar on standard error, silent where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _busy(what: str) -> Any:

@@ -144,7 +144,7 @@ def _digits(framework: Framework) -> tuple[Digits, Digits]:
 @contextmanager
 def _progress(epochs: int, losses: list[float], accuracies: list[float]) -> Iterator[Report]:
     """Shows the epochs as they go by, and notes them down."""
-    from refold.cli.commands import progress
+    from refold.report.terminal import progress
 
     console = Console(stderr=True)
     with progress() as bar:

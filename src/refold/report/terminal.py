@@ -1,4 +1,4 @@
-"""Plans, certificates and timings as tables in the terminal."""
+"""Plans, certificates and timings as tables in the terminal, and how far long work has come."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,13 @@ def show(parts: Iterable[Any]) -> None:
         console = Console(width=160)
     for part in parts:
         console.print(part)
+
+
+def progress() -> Progress:
+    """A progress bar on standard error, silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def plan(plan: Plan) -> list[Any]:
