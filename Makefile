@@ -4,20 +4,24 @@ TEST := .venv/bin/python
 PADDLE := .venv-paddle/bin/python
 DEMO := .venv-demo/bin/python
 BENCH_TORCH := .venv-bench-torch/bin/python
+BENCH_ONNX := .venv-bench-onnx/bin/python
+MINUTES ?= 10
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help look demo test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-weights clean
+.PHONY: help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-onnx bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
 	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS)), and on Paddle"
+	@echo "make fuzz    damaged ONNX files for MINUTES ($(MINUTES)), from SEED (a new one each time)"
 	@echo "make lint    check style, format and types"
 	@echo "make look    write report pages and their screenshots, where a Chromium is installed"
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
 	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
+	@echo "make bench-onnx     ONNX files, against the tools that simplify them and the runtimes that optimize them"
 	@echo "make bench-weights  what weight normalization costs in PyTorch, against its peers"
 	@echo "make clean   remove the environments and caches"
 
@@ -50,6 +54,14 @@ help:
 	$(BENCH_TORCH) -m pip install --quiet --disable-pip-version-check --group bench-torch --editable .
 	touch $@
 
+.venv-bench-onnx/ready: pyproject.toml
+	@echo "Setting up .venv-bench-onnx: a minute or so, once"
+	$(PYTHON) -m venv .venv-bench-onnx
+	$(BENCH_ONNX) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BENCH_ONNX) -m pip install --quiet --disable-pip-version-check --group bench-onnx --editable .
+	$(BENCH_ONNX) -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --group test-files
+	touch $@
+
 demo: .venv-demo/ready
 	KERAS_BACKEND=jax $(DEMO) -m refold demo
 
@@ -74,6 +86,9 @@ test-keras: .venv/ready
 test-paddle: .venv-paddle/ready
 	$(PADDLE) -m pytest -n 2 tests/on_paddle
 
+fuzz: .venv/ready
+	PYTHONPATH=src $(TEST) tests/on_onnx/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 lint: .venv/ready
 	$(TEST) -m ruff check .
 	$(TEST) -m ruff format --check .
@@ -87,7 +102,7 @@ docs: .venv/ready
 	@echo "The documentation is in docs/_build/index.html"
 
 # Every benchmark, one after the other: a new one is one name here and one target below.
-BENCHMARKS := bench-keras bench-torch bench-weights
+BENCHMARKS := bench-keras bench-torch bench-onnx bench-weights
 bench: $(BENCHMARKS)
 
 bench-keras: .venv/ready
@@ -98,9 +113,15 @@ bench-torch: .venv-bench-torch/ready
 	$(BENCH_TORCH) benchmarks/torch_models.py
 	$(BENCH_TORCH) benchmarks/tables.py
 
+# The networks are exported with the torch of the tests; the tools have an environment of their own.
+bench-onnx: .venv/ready .venv-bench-onnx/ready
+	$(TEST) benchmarks/exports.py build/onnx
+	$(BENCH_ONNX) benchmarks/onnx_files.py
+	$(BENCH_ONNX) benchmarks/tables.py
+
 bench-weights: .venv/ready
 	$(TEST) benchmarks/weight_normalization.py
 	$(TEST) benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch .venv-bench-onnx build/onnx docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sections import keras_blocks, torch_models, weight_normalization
+from sections import keras_blocks, onnx_files, torch_models, weight_normalization
 from sections.markdown import table
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +24,7 @@ README = ROOT / "README.md"
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "keras_blocks": keras_blocks.section,
     "torch_models": torch_models.section,
+    "onnx_files": onnx_files.section,
     "weight_normalization": weight_normalization.section,
 }
 
@@ -31,6 +32,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
 HIGHLIGHTS: Mapping[str, Callable[[Mapping[str, Any]], list[list[str]]]] = {
     "torch_models": torch_models.highlights,
     "keras_blocks": keras_blocks.highlights,
+    "onnx_files": onnx_files.highlights,
 }
 
 BEGIN = "<!-- written by benchmarks/tables.py -->"

@@ -8,8 +8,8 @@ the engine's arithmetic.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,13 +32,15 @@ AnyArray = npt.NDArray[Any]
 class Lifted:
     """A model as the engine sees it. ``record`` is the front end's own memory of where each node came
     from; nobody else looks into it. ``evaluated`` names the layers whose weights were computed from
-    other parameters; ``notes`` are sentences about the reading that belong into the plan and the certificate."""
+    other parameters; ``notes`` are sentences about the reading that belong into the plan and the certificate;
+    ``defaults`` read what inputs hold that callers may leave out, by name."""
 
     graph: Graph
     model: Any
     record: Any
     evaluated: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Callable[[], AnyArray]] = field(default_factory=dict)
 
 
 @final

@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 import torch
+from exports import BorderedBatchNorm
 from torch import nn
-from torch.nn import functional as F
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
@@ -68,26 +68,6 @@ class Expansion(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.layers(x)
-
-
-class BorderedBatchNorm(nn.Module):
-    """A batch norm whose border is padded with its own bias."""
-
-    def __init__(self, channels: int, pad: int) -> None:
-        super().__init__()
-        self.bn, self.pad = nn.BatchNorm2d(channels), pad
-
-    def forward(self, x: Any) -> Any:
-        bn, p = self.bn, self.pad
-        y = bn(x)
-        border = bn.bias.detach() - bn.running_mean * bn.weight.detach() / torch.sqrt(bn.running_var + bn.eps)
-        y = F.pad(y, [p] * 4)
-        border = border.view(1, -1, 1, 1)
-        y[:, :, 0:p, :] = border
-        y[:, :, -p:, :] = border
-        y[:, :, :, 0:p] = border
-        y[:, :, :, -p:] = border
-        return y
 
 
 class DiverseBranch(nn.Module):

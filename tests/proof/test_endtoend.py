@@ -144,3 +144,11 @@ def test_a_tensor_of_whole_numbers_is_never_scaled() -> None:
     made = input_sets(replace(found.graph, values=values), None, np.random.default_rng(0))
     assert [s.name for s in made] == ["normal", "batch of 1"]
     assert all(set(np.unique(s.arrays[0])) <= {0, 1} for s in made)
+
+
+@pytest.mark.parametrize("shape", [(), (None,), (3,), (None, 2)])
+def test_inputs_of_few_axes_are_measured_on_too(shape: tuple[int | None, ...]) -> None:
+    graph = FRONTEND.lift(Model({"x": shape}, (step("y", "relu", "x"),), ("y",))).graph
+    made = {found.name: found.arrays[0] for found in input_sets(graph, None, np.random.default_rng(0))}
+    assert made["one in a corner"].shape == made["zeros"].shape
+    assert np.count_nonzero(made["one in a corner"]) == max(int(np.prod(made["zeros"].shape[:1])), 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proof.models import check, fused, normal, repvgg, scale_of, stack
 from proof.numpy_frontend import Model, Step, batch_norm, conv, step
-from refold.proof import Verdict, region
+from refold.proof import Verdict, claims, region
 
 Array = Any
 
@@ -226,6 +226,25 @@ def test_wide_regions_are_proved_inside_by_impulses_and_at_the_border_by_probes(
     assert [r.where for r in wrong.regions if r.verdict is Verdict.REFUTED] == ["block0/add"]
     moved = check(model.before, model.after.edited("block0/folded", pad=((2, 0), (1, 1))))
     assert moved.verdict is Verdict.REFUTED
+
+
+def test_what_is_kept_of_a_region_is_not_its_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of one row would keep the answers to all of them, region by region: gigabytes in a large model."""
+    kept: list[region.Evidence] = []
+
+    def examine(*arguments: Any) -> Any:
+        result, evidence = region.examine(*arguments)
+        kept.append(evidence)
+        return result, evidence
+
+    monkeypatch.setattr(claims, "examine", examine)
+    model = stack(np.random.default_rng(0), blocks=2)
+    assert check(model.before, model.after).ok
+    biases = [evidence.bias for evidence in kept if evidence.bias is not None]
+    assert len(biases) >= 2
+    for array in (*biases, *(array for evidence in kept for array in evidence.sums)):
+        whole = array if array.base is None else array.base
+        assert whole.nbytes == array.nbytes
 
 
 def test_what_has_no_counterpart_is_measured() -> None:

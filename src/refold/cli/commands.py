@@ -16,7 +16,7 @@ from refold.cli import factory
 from refold.errors import InputError
 from refold.files import open_regular, write_atomically
 from refold.frontend import Frontend, frontend_for, frontend_of
-from refold.proof import Certificate, compare
+from refold.proof import Certificate, Verdict, compare
 from refold.report import markdown, page, terminal
 from refold.report.summary import Page
 
@@ -55,7 +55,9 @@ def fold(options: argparse.Namespace) -> int:
     data = {"plan": plan.to_json(), "certificate": certificate.to_json()}
     _show(data, [*terminal.plan(plan), *terminal.certificate(certificate)], options)
     if not certificate.ok:
-        print("refold: the result is not the same function, so nothing was written", file=sys.stderr)
+        known = certificate.verdict is Verdict.REFUTED
+        found = "is not the same function" if known else "could not be shown to be the same function"
+        print(f"refold: the result {found}, so nothing was written", file=sys.stderr)
         return DIFFERENT
     frontend.save(plain, options.output, overwrite=options.force, example=example)
     _write_certificate(certificate, options)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from refold.errors import InputError
+from refold.errors import CannotRunError, InputError
 from refold.onnx import stepwise
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray, to_double
@@ -45,6 +45,8 @@ _MOST_INLINE = 2**31 - 2**24
 # not timed.
 _MOST_KEPT = 2**26
 _MOST_AT_ONCE = 2**28
+# What ONNX Runtime says of operators that it does not know, or not for these types.
+_NOT_THERE = ("is not a registered function/op", "NOT_IMPLEMENTED")
 
 
 @final
@@ -298,6 +300,14 @@ def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -
     return [np.asarray(result) for result in results]
 
 
+def stored(tensor: Any) -> AnyArray:
+    """The numbers of a tensor of the file; nothing of what lies beside it stays in memory."""
+    array = np.array(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
+
+
 def _stored_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
 
@@ -341,6 +351,8 @@ def _run_reference(
         results = ReferenceEvaluator(proto).run(list(outputs), dict(feeds))
     except Exception:  # neither of the two runs it: what the first one said is what matters
         lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        if any(words in lines[0] for words in _NOT_THERE):
+            raise CannotRunError(f"nothing that is installed runs the model: {lines[0][:300]}") from reason
         raise InputError(f"the model does not run: {lines[0][:300]}") from reason
     assert isinstance(results, list)
     return [np.asarray(result) for result in results]

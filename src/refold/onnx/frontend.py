@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +43,12 @@ class OnnxFrontend:
         gives_proto = isinstance(model, onnx.ModelProto)
         read = _read(model) if gives_proto else model
         graph, record, notes = lift_model(read)
-        return Lifted(graph, read, Session(record, gives_proto), tuple(record.computed), notes)
+        defaults = {
+            str(value.name): partial(execute.stored, value.const_value)
+            for value in record.inputs
+            if value.const_value is not None
+        }
+        return Lifted(graph, read, Session(record, gives_proto), tuple(record.computed), notes, defaults)
 
     def helpers(self, conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
         """See :func:`refold.onnx.express.helpers`."""

@@ -148,10 +148,13 @@ class _Lift:
     def add_value(self, value: ir.Value) -> None:
         facts = self.survey.of(value)
         name = str(value.name)
-        shape = facts.shape or ()
-        first = facts.shapes[0] or ()
+        shape, first = facts.shape, facts.shapes[0] or ()
+        if shape is None and value.shape is not None:
+            # Behind an operator that nobody knows: what the file says of the sizes, if it is only their number.
+            shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
+            first = tuple(size or 1 for size in shape)
         nominal = (1, *first[1:]) if shape else first  # costs are those of one example
-        self.values[name] = Value(name, shape, facts.dtype or "unknown", nominal if facts.shape is not None else ())
+        self.values[name] = Value(name, shape or (), facts.dtype or "unknown", nominal if shape is not None else ())
         self.originals[name] = value
 
     # ---- nodes -----------------------------------------------------------------------------------

@@ -60,16 +60,16 @@ class Operators:
         Raises InputError where the operator has no reference implementation or does not run on these.
         """
         quick = _BY_DEFINITION.get(node.op_type) if not node.domain else None
-        if quick is not None and arrays[0] is not None:
-            result = quick(node, arrays)
-            if result is not None:
-                return [result]
         feeds = dict(captured or {})
         for value, array in zip(node.inputs, arrays, strict=True):
             if value is not None and array is not None:
                 feeds[str(value.name)] = array
         try:
             with np.errstate(all="ignore"):
+                if quick is not None and arrays[0] is not None:
+                    result = quick(node, arrays)
+                    if result is not None:
+                        return [result]
                 results = self._evaluator(node).run(None, feeds, attributes={})
         except InputError:
             raise

@@ -224,6 +224,8 @@ def _follows(certificate: Certificate) -> bool:
     refuted = Verdict.REFUTED in (inner, everything)
     if refuted or certificate.verdict is Verdict.REFUTED:
         return refuted and certificate.verdict is Verdict.REFUTED
+    if certificate.verdict is Verdict.MEASURED and not certificate.end_to_end:
+        return False
     return (certificate.verdict is Verdict.PROVED) == (inner is Verdict.PROVED)
 
 

@@ -19,7 +19,7 @@ from refold.frontend import AnyArray
 from refold.graph.graph import Node, Opaque
 from refold.proof.certificate import LocalResult, RegionResult, StructureResult, Verdict
 from refold.proof.cone import Cone, cone, ranks
-from refold.proof.digest import Keys
+from refold.proof.digest import Keys, same_parameters
 from refold.proof.local import local
 from refold.proof.pairing import Pairing
 from refold.proof.region import examine
@@ -81,7 +81,7 @@ class Claims:
     def _needs(self, claim: Claim) -> list[Claim]:
         """The claims that this one stands on."""
         mine, theirs = claim
-        if self._is_input_pair(claim):
+        if self._is_input_pair(claim) or self._is_constant_pair(claim):
             return []
         if self._is_same_operator(claim):
             nodes = self.after.producer[mine], self.before.producer[theirs]
@@ -94,6 +94,13 @@ class Claims:
 
     def _is_input_pair(self, claim: Claim) -> bool:
         return claim in set(zip(self.after.inputs, self.before.inputs, strict=True))
+
+    def _is_constant_pair(self, claim: Claim) -> bool:
+        """Two outputs that nothing computes."""
+        return all(
+            name not in graph.producer and name not in graph.inputs
+            for name, graph in zip(claim, (self.after, self.before), strict=True)
+        )
 
     def _is_same_operator(self, claim: Claim) -> bool:
         nodes = self.after.producer.get(claim[0]), self.before.producer.get(claim[1])
@@ -189,6 +196,9 @@ class Claims:
             unseen = "" if node is None else self.keys[0].of(node.name).unseen
             self.findings[claim] = Finding(claim, Verdict.MEASURED if unseen else Verdict.PROVED, unseen)
             return
+        if self._is_constant_pair(claim):
+            self.findings[claim] = self._constants(claim)
+            return
         link = self._link(claim, self.doubtful)
         finding = self._measured(claim) if link is None else self._examined(claim, link)
         is_doubtful = finding.verdict is not Verdict.PROVED
@@ -202,6 +212,15 @@ class Claims:
         self.findings[claim] = finding
         if is_doubtful and claim not in self.required:
             self.doubtful.add(claim)
+
+    def _constants(self, claim: Claim) -> Finding:
+        frontend = self.models.frontend
+        mine, theirs = claim
+        one = frontend.evaluate(self.models.before, {}, [theirs])[theirs]
+        two = frontend.evaluate(self.models.after, {}, [mine])[mine]
+        if same_parameters([one], [two]):
+            return Finding(claim, Verdict.PROVED)
+        return Finding(claim, Verdict.REFUTED, "a constant that is an output is not the same")
 
     def _examined(self, claim: Claim, link: Link) -> Finding:
         result, evidence = examine(self.models, link, self.rng)

@@ -26,8 +26,8 @@ class Cone:
 
 
 def ranks(graph: Graph) -> dict[str, int]:
-    """The place of every value in the order of the computation; inputs come first."""
-    order = dict.fromkeys(graph.inputs, -1)
+    """The place of every value in the order of the computation; inputs and constant outputs come first."""
+    order = dict.fromkeys((*graph.outputs, *graph.inputs), -1)
     for place, node in enumerate(graph.nodes):
         order.update(dict.fromkeys(node.outputs, place))
     return order

@@ -73,7 +73,9 @@ def digests(lifted: Lifted, keys: Keys) -> Digests:
                 _tell(parameters, _parameter(conv.kernel), _parameter(conv.bias))
             case op:
                 _tell(structure, repr(op), *wiring)
-    _tell(structure, [number[name] for name in graph.outputs])
+    for name in (name for name in graph.outputs if name not in number):  # a constant
+        _tell(parameters, _parameter(keys.frontend.evaluate(lifted, {}, [name])[name]))
+    _tell(structure, [number.get(name) for name in graph.outputs])
     return Digests(parameters.hexdigest(), structure.hexdigest())
 
 

@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from refold.errors import InputError
+from refold.errors import CannotRunError, InputError
 from refold.frontend import AnyArray, Frontend, Lifted
 from refold.graph.graph import Graph, Value
 from refold.proof.certificate import EndToEndResult, Verdict
@@ -18,6 +18,9 @@ _WARN, _FAIL = 2.0, 4.0
 _FLOOR = 4.0  # roundings of the output that nobody counts
 # Runtimes may take what is smaller than the smallest normal number for zero.
 _TINY = {"float16": 2.0**-22, "bfloat16": 2.0**-126, "float64": 2.0**-1022}
+
+# Why nothing was measured on some sizes.
+NOT_HERE = "the original does not run"
 
 _INTEGERS = ("int", "uint", "bool")
 
@@ -91,8 +94,10 @@ def _first(value: Value, array: AnyArray) -> AnyArray:
 def _one_hot(shape: tuple[int, ...], place: float) -> AnyArray:
     """In each example a single one, that far along each of its axes."""
     found = np.zeros(shape)
-    for example in found if found.size else ():
-        example[tuple(int(place * size) for size in shape[1:])] = 1.0
+    if found.size:
+        examples = found.reshape((*shape[:1], -1)) if shape else found.reshape(1, 1)
+        spot = [int(place * size) for size in shape[1:]]
+        examples[:, np.ravel_multi_index(spot, shape[1:]) if spot else 0] = 1.0
     return found
 
 
@@ -109,11 +114,11 @@ def _resized(value: Value, size: Callable[[int], int]) -> Value:
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What was found on one set of inputs, and why there is no float64 reference, if there is none. ``skipped``
-    says that the original does not run there."""
+    says why the original does not run there."""
 
     results: Sequence[EndToEndResult]
     why_no_reference: str = ""
-    skipped: bool = False
+    skipped: str = ""
 
 
 def measure(
@@ -132,12 +137,14 @@ def measure(
     with np.errstate(all="ignore"):
         try:
             original = [np.asarray(value) for value in frontend.run(before, inputs.arrays)]
+        except CannotRunError as error:
+            return Measurement((), skipped=str(error))
         except Exception:  # whatever the framework raises on sizes that do not fit
             if inputs.must_run:
                 raise
-            return Measurement((), skipped=True)
+            return Measurement((), skipped=NOT_HERE)
         if not inputs.must_run and not any(value.size for value in original):
-            return Measurement((), skipped=True)  # where nothing comes out, runtimes may refuse to compute it
+            return Measurement((), skipped=NOT_HERE)  # where nothing comes out, runtimes may refuse to compute it
         try:
             other = [np.asarray(value) for value in frontend.run(after, inputs.arrays)]
         except Exception as error:  # likewise
@@ -149,7 +156,8 @@ def measure(
         try:
             feeds = dict(zip(before.graph.inputs, inputs.arrays, strict=True))
             wanted = list(dict.fromkeys(outputs))
-            found = known if known else frontend.evaluate(before, feeds, wanted)
+            seen = known is not None and all(name in known for name in wanted)
+            found = known if known is not None and seen else frontend.evaluate(before, feeds, wanted)
             reference = [np.asarray(found[output]) for output in outputs]
         except InputError as error:
             why = str(error)

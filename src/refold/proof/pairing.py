@@ -150,11 +150,10 @@ class _Search:
         names, samples = self.samples.get(value.shape, ([], np.empty((0, 0))))
         if not names:
             return {}
-        size = _distance(value, np.zeros(())) + np.finfo(np.float64).tiny
-        with np.errstate(invalid="ignore", over="ignore"):
-            near = np.max(np.abs(samples - _some(value)), axis=1, initial=0.0) <= self.loose * size
-            candidates = [names[place] for place in np.flatnonzero(near)]
-            errors = {c: _distance(self.values[c], value) / size for c in candidates}
+        size = float(np.max(np.abs(value), initial=0.0, where=np.isfinite(value))) + np.finfo(np.float64).tiny
+        near = np.max(_gaps(samples, _some(value)), axis=1, initial=0.0) <= self.loose * size
+        candidates = [names[place] for place in np.flatnonzero(near)]
+        errors = {c: _distance(self.values[c], value) / size for c in candidates}
         return {c: error for c, error in errors.items() if error <= self.loose}
 
     def _agreeing(self, name: str) -> list[str]:
@@ -238,7 +237,18 @@ def _worth_seeing(graph: Graph) -> list[str]:
 
 
 def _distance(one: AnyArray, two: AnyArray) -> float:
-    return float(np.max(np.abs(one.astype(np.float64, copy=False) - two), initial=0.0))
+    return float(np.max(_gaps(one, two), initial=0.0))
+
+
+def _gaps(one: AnyArray, two: AnyArray) -> AnyArray:
+    """How far numbers are apart; infinities and NaNs are not apart from their like, and infinitely from others."""
+    one, two = one.astype(np.float64, copy=False), two.astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gaps = np.abs(one - two)
+    if np.isfinite(gaps).all():
+        return np.asarray(gaps)
+    alike = (one == two) | (np.isnan(one) & np.isnan(two))
+    return np.asarray(np.where(alike, 0.0, np.where(np.isnan(gaps), np.inf, gaps)))
 
 
 def _some(value: AnyArray) -> AnyArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 import numpy as np
@@ -20,7 +20,7 @@ from refold.proof.certificate import (
     worst,
 )
 from refold.proof.claims import Claims
-from refold.proof.digest import Keys, digests
+from refold.proof.digest import Keys, digests, same_parameters
 from refold.proof.pairing import pair
 from refold.proof.trial import Models, Witness
 
@@ -67,7 +67,7 @@ def prove(
             found = endtoend.measure(frontend, before, after, given, proved=inner is Verdict.PROVED, known=known)
             ends += found.results
             if found.skipped:
-                failures.setdefault("the original does not run", []).append(given.name)
+                failures.setdefault(found.skipped, []).append(given.name)
             if found.why_no_reference:
                 failures.setdefault(f"no float64 reference: {found.why_no_reference}", []).append(given.name)
         notes += [f"inputs {', '.join(names)}: {why}" for why, names in failures.items()]
@@ -90,6 +90,10 @@ def prove(
 def _interface(before: Lifted, after: Lifted) -> list[StructureResult]:
     """What is wrong with the interface; nothing if all is well."""
     found = []
+    for one, two in zip(before.graph.inputs, after.graph.inputs, strict=False):
+        sentence = _defaults(before.defaults.get(one), after.defaults.get(two))
+        if sentence:
+            found.append(StructureResult(one, Verdict.REFUTED, f"{sentence} ('{two}' in the other model)"))
     for what in ("inputs", "outputs"):
         mine, theirs = getattr(before.graph, what), getattr(after.graph, what)
         if len(mine) != len(theirs):
@@ -111,6 +115,16 @@ def _interface(before: Lifted, after: Lifted) -> list[StructureResult]:
                     sentence = f"its {words} is {a} in the original and {b} in the other model ('{two}')"
                     found.append(StructureResult(one, Verdict.REFUTED, sentence))
     return found
+
+
+def _defaults(one: Callable[[], AnyArray] | None, two: Callable[[], AnyArray] | None) -> str:
+    """What is wrong with what an input is where callers leave it out, if anything is."""
+    if one is None and two is None:
+        return ""
+    if one is None or two is None:
+        return "callers may leave it out in one of the two models only"
+    same = same_parameters([one()], [two()])
+    return "" if same else "what it is where callers leave it out is not the same"
 
 
 def _inner(
@@ -143,6 +157,8 @@ def _summary(
         return Verdict.PROVED, (
             f"the same function: {count} region{'' if count == 1 else 's'} proved, everything else is unchanged"
         )
+    if not ends:
+        return Verdict.SKIPPED, "not everything is proved, and nothing could be measured (the notes say why)"
     open_ends = (Verdict.MEASURED, Verdict.SKIPPED)
     reasons = [f"{r.where}: {r.sentence}" for r in structure if r.verdict in open_ends]
     reasons += [f"{r.where}: {r.sentence}" for r in regions if r.verdict in open_ends]

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from refold.errors import InputError
-from refold.graph.graph import Affine
+from refold.graph.graph import Affine, Node
 from refold.proof import formulas, grid, signs
 from refold.proof.certificate import RegionResult, Verdict
 from refold.proof.digest import same_parameters
@@ -27,7 +27,7 @@ IMPULSES = "all unit impulses"
 FORMULA = "every weight of a formula that random probes confirm"
 SIGNS = "±1 random probes"
 MIXED = "all unit impulses inside, ±1 random probes at the border"
-SAME = "the same operator"
+SAME = "the same operators"
 
 # All impulses are fed where that takes no more multiply-adds than so many examples of the real size, or than nobody
 # waits for; where nothing better than random signs could take their place, for longer.
@@ -52,8 +52,16 @@ def examine(models: Models, link: Link, rng: np.random.Generator) -> tuple[Regio
             evidence = Evidence()
             grids = _as_they_are(trial)
             method = _examined(trial, grids, evidence)
+        if evidence.doubt and not evidence.roundings:
+            evidence.fault = evidence.fault or evidence.doubt
         if evidence.failed():
             verdict, note = Verdict.REFUTED, evidence.fault
+        elif evidence.roundings:
+            verdict = Verdict.MEASURED
+            note = (
+                f"weights differ by up to {evidence.ratio:.3g} times what one rounding allows: by some roundings, "
+                "as if they had been folded in the precision that they are stored in"
+            )
         else:
             note = _claim(trial, grids, evidence, method)
             if trial.is_free() and not grids.for_every_size and method != SAME:
@@ -82,7 +90,7 @@ def examine(models: Models, link: Link, rng: np.random.Generator) -> tuple[Regio
 
 def _claim(trial: Trial, grids: Grids, evidence: Evidence, method: str) -> str:
     if method == SAME:
-        return "one operator with the same settings and parameters in both models"
+        return "the same operators with the same settings and parameters in both models"
     reach = "for every input"
     if trial.is_free():
         if grids.for_every_size:
@@ -117,7 +125,7 @@ def _as_they_are(trial: Trial) -> Grids:
 
 def _examined(trial: Trial, grids: Grids, evidence: Evidence) -> str:
     """Note what comes out of a region; gives the method."""
-    if _is_same_operator(trial):
+    if _are_same_operators(trial):
         return SAME
     evidence.sizes += [_written(sizes) for sizes in grids.sizes]
     impulses = sum(prod(leaf) for leaf in grids.sizes[0])
@@ -148,21 +156,38 @@ def _written(sizes: tuple[tuple[int, ...], ...]) -> str:
     return " + ".join("x".join(map(str, leaf)) for leaf in sizes)
 
 
-def _is_same_operator(trial: Trial) -> bool:
-    """One operator on both sides, of which the front end says that it is the same and the graph says
-    that it does the same."""
-    first, second = trial.link.before.nodes, trial.link.after.nodes
-    if len(first) != 1 or len(second) != 1 or len(trial.link.leaves) != 1:
+def _are_same_operators(trial: Trial) -> bool:
+    """The same operators on both sides, wired alike, of which the front end says that they are the same and
+    the graph says that they do the same. Then nothing has to be computed, whatever they make of numbers."""
+    before, after = trial.link.before, trial.link.after
+    if len(before.nodes) != len(after.nodes) or not after.nodes:
         return False
-    one, two = first[0].op, second[0].op
-    if not isinstance(one, Affine) or not isinstance(two, Affine) or one.axis != two.axis:
+    stands = {mine: frozenset(theirs) for mine, theirs in trial.link.leaves}
+    for one, two in zip(before.nodes, after.nodes, strict=True):
+        if len(one.inputs) != len(two.inputs) or len(one.outputs) != len(two.outputs):
+            return False
+        if not all(a in stands.get(b, ()) for a, b in zip(one.inputs, two.inputs, strict=True)):
+            return False
+        if not _is_same_operator(trial.models, one, two):
+            return False
+        stands.update((b, frozenset([a])) for a, b in zip(one.outputs, two.outputs, strict=True))
+    return before.value in stands.get(after.value, ())
+
+
+def _is_same_operator(models: Models, first: Node, second: Node) -> bool:
+    one, two = first.op, second.op
+    if isinstance(one, Affine) and isinstance(two, Affine):
+        if (one.axis, one.conv.windows, one.conv.groups) != (two.axis, two.conv.windows, two.conv.groups):
+            return False
+    elif repr(one) != repr(two):  # as NaN is the same as NaN
         return False
-    if one.conv.windows != two.conv.windows or one.conv.groups != two.conv.groups:
+    mine = models.frontend.identity(models.before, first.name)
+    theirs = models.frontend.identity(models.after, second.name)
+    if mine.unseen or theirs.unseen:
         return False
-    frontend = trial.models.frontend
-    mine = frontend.identity(trial.models.before, first[0].name)
-    theirs = frontend.identity(trial.models.after, second[0].name)
     if mine.kind != theirs.kind or not same_parameters(mine.parameters, theirs.parameters):
         return False
+    if not isinstance(one, Affine) or not isinstance(two, Affine):
+        return True
     del mine, theirs  # not both these and the kernels, which may be large
     return same_parameters((one.conv.kernel, one.conv.bias), (two.conv.kernel, two.conv.bias))

@@ -30,6 +30,11 @@ _MOST_ROWS = 2048
 _PER_BYTE = 4.0  # multiply-adds in the time in which one byte is moved
 _HEAD = 4  # rows of the first batch that are not probes
 
+CONSTANT = "the constant part"
+# Others fold in the type that they store: some roundings of each weight. Where weights show that, constants may be
+# off by as many roundings of the largest number on the way, for their terms may cancel.
+_ROUNDINGS = 8.0
+
 # Says a value by the values that are listed, through the nodes between; None where it cannot.
 Witness = Callable[[Graph, str, Sequence[str], Sequence[Node]], Formula | None]
 # Writes the probes of some numbers into rows of the batches, one batch per leaf.
@@ -63,9 +68,10 @@ class Models:
 @final
 @dataclass(eq=False)
 class Evidence:
-    """What came out of a region. ``sums`` holds, for each leaf, ``sum |W|`` by output, in a shape that
-    broadcasts to the real one; empty where it is not known. ``resolution`` is how far formulas may be off,
-    as a part of the largest response."""
+    """What came out of a region. ``roundings`` says that weights are off by more than one rounding, but by no
+    more than some; ``doubt`` what is wrong unless they are. ``sums`` holds, for each leaf, ``sum |W|`` by output,
+    in a shape that broadcasts to the real one; empty where it is not known. ``resolution`` is how far formulas
+    may be off, as a part of the largest response."""
 
     ratio: float = 0.0
     impulses: int = 0
@@ -74,6 +80,8 @@ class Evidence:
     bias: AnyArray | None = None
     fault: str = ""
     resolution: float = 0.0
+    roundings: bool = False
+    doubt: str = ""
 
     def failed(self) -> bool:
         """Whether something was found that rounding does not explain."""
@@ -84,6 +92,7 @@ class Evidence:
         self.ratio = max(self.ratio, other.ratio)
         self.impulses += other.impulses
         self.sums, self.bias, self.resolution = other.sums, other.bias, other.resolution
+        self.roundings, self.doubt = self.roundings or other.roundings, self.doubt or other.doubt
 
     def add(self, ratio: float, what: str) -> None:
         """Note the worst ratio of some weights."""
@@ -226,10 +235,11 @@ class Trial:
             fill(batches, head + np.arange(len(numbers)), numbers)
             one, two, scales = self.both(batches)
             if constant is None:
-                constant, largest = (one[:1], two[:1]), float(scales[0])
+                # Copies: a view would keep the whole batch for as long as the evidence is kept.
+                constant, largest = (one[:1].copy(), two[:1].copy()), float(scales[0])
                 if evidence.bias is None:
-                    evidence.bias = one[:1]
-                self.compare(one[:1], two[:1], scales[:1], noise, evidence, "the constant part")
+                    evidence.bias = constant[0]
+                self.compare(one[:1], two[:1], scales[:1], noise, evidence, CONSTANT)
                 if evidence.failed():
                     return
                 for values, model in ((one, "the original"), (two, "the other model")):
@@ -256,11 +266,18 @@ class Trial:
         worst = float(np.max(shares, initial=0.0))
         place = np.unravel_index(int(np.argmax(shares)), shares.shape) if shares.size else ()
         at = ", ".join(str(int(i)) for i in place[1:])
-        evidence.add(
-            worst,
+        sentence = (
             f"{what} differs by {float(difference[place]) if place else 0.0:.3g} at output [{at}], "
-            f"{worst:.3g} times what one rounding allows",
+            f"{worst:.3g} times what one rounding allows"
         )
+        if worst > 1.0:
+            most = scales.reshape(lead) if what == CONSTANT else np.abs(one)
+            if np.all(difference <= allowed + _ROUNDINGS * self.u * most):
+                evidence.ratio = max(evidence.ratio, worst)
+                evidence.roundings |= what != CONSTANT
+                evidence.doubt = evidence.doubt or (sentence if what == CONSTANT else "")
+                return
+        evidence.add(worst, sentence)
 
 
 def ratio(difference: AnyArray, allowed: AnyArray) -> AnyArray:
