@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from refold.files import open_regular, write_atomically
 from refold.shown import printable
 from refold.weights import Normalization
 
+KERAS = (".keras", ".weights.h5")
+# It numbers the variables of a layer.
+_OF_KERAS_3 = re.compile(r"(^|/)vars/\d+$")
 PADDLE, HDF, TORCH = (".pdparams",), (".h5", ".hdf5"), (".pt", ".pth", ".bin")
 
 
@@ -66,6 +70,7 @@ def convert(
     skip: Sequence[str] = (),
     method: str | Normalization | None = None,
     epsilon: float | None = None,
+    architecture: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
@@ -73,11 +78,13 @@ def convert(
 
     Args:
         source: a ``.safetensors`` file, the index of several or the folder that they are in; a ``.pdparams`` of
-            Paddle; a ``.h5`` of Keras 2; a ``.pt``, ``.pth`` or ``.bin`` of torch with nothing but tensors in it.
-            Whatever it is, nothing in it is executed.
-        target: a name with one of these endings; or, from several safetensors files, a folder. ``.h5`` is written
-            from ``.h5`` only.
-        to, axes, skip, method, epsilon: see :func:`convert_state`.
+            Paddle; a ``.h5`` of Keras 2; a ``.keras`` or ``.weights.h5`` of Keras 3; a ``.pt``, ``.pth`` or
+            ``.bin`` of torch with nothing but tensors in it. Whatever it is, nothing in it is executed.
+        target: a name with one of these endings; or, from several safetensors files, a folder. Files of Keras are
+            written from files of their kind only.
+        to, axes, skip, method, epsilon: see :func:`convert_state`. Of Keras 3, the patterns are of names of layers,
+            whose class says the axis.
+        architecture: the ``.keras`` file of the model that a ``.weights.h5`` is of.
         overwrite: whether files that exist may be replaced. A file of the source never is.
         progress: told, for safetensors, the bytes that are done and all of them.
 
@@ -89,7 +96,10 @@ def convert(
     """
     wish = wish_of(to, axes, skip, method, epsilon)
     here, there = Path(source), Path(target)
-    if is_safetensors(here) and (is_safetensors(there) or not there.suffix):
+    if any(path.name.endswith(KERAS[0]) for path in (here, there)) or architecture is not None:
+        model = None if architecture is None else Path(architecture)
+        plan = _of_keras(here).convert_model(here, there, wish, architecture=model, overwrite=overwrite)
+    elif is_safetensors(here) and (is_safetensors(there) or not there.suffix):
         plan = convert_stream(here, there, wish, overwrite=overwrite, progress=progress)
     else:
         plan = _convert_in_memory(here, there, wish, overwrite)
@@ -117,6 +127,11 @@ def _convert_in_memory(source: Path, target: Path, wish: Wish, overwrite: bool) 
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{shown}: this is the file that is being read; choose another name for the result")
     arrays = _read(source)
+    if any(_OF_KERAS_3.search(name) for name in arrays.specs):
+        raise InputError(
+            f"{printable(source)}: weights of Keras 3 do not say which layers they belong to; convert the .keras "
+            "file of the model, or pass it with --architecture"
+        )
     try:
         plan, made = converted_arrays(arrays, wish)
     except InputError as error:
@@ -154,6 +169,20 @@ def _whole(path: Path) -> Arrays:
         specs = checkpoint.specs
         data = {name: memoryview(checkpoint.read(name, 0, spec.size)) for name, spec in specs.items()}
         return Arrays(specs, data)
+
+
+def _of_keras(source: Path) -> Any:
+    shown = printable(source)
+    if not source.name.endswith(KERAS):
+        raise InputError(
+            f"{shown}: files of Keras 3 are made from files of Keras 3; choose another name for the result"
+        )
+    try:
+        return import_module("refold.keras.checkpoints")
+    except ImportError as error:
+        raise InputError(
+            f"{shown}: files of Keras 3 need Keras and one of its backends: pip install keras"
+        ) from error
 
 
 def _torch_checkpoints(shown: str) -> Any:

@@ -140,6 +140,7 @@ def convert(options: argparse.Namespace) -> int:
             skip=options.skip,
             method=options.method,
             epsilon=options.epsilon,
+            architecture=options.architecture,
             overwrite=options.force,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -92,6 +92,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--method", choices=list(METHODS), help="of weights in refold's form, which does not say it"
     )
     convert.add_argument("--epsilon", type=float, metavar="NUMBER", help="of the method (default: its own)")
+    convert.add_argument(
+        "--architecture", type=Path, metavar="FILE", help="the .keras file of the model that a .weights.h5 is of"
+    )
     convert.add_argument("--force", action="store_true", help="replace files that exist")
     convert.add_argument("--json", action="store_true", help="print JSON instead of tables")
     _add_debug(convert)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -104,6 +105,21 @@ def kernel_specs(layer: Any, axis: int | Sequence[int] | None) -> tuple[KernelSp
     raise ValueError(
         f"nothing tells which axes of the kernel of the layer {called(layer)} number its output units: pass axis."
     )
+
+
+def specs_of_class(kind: type, config: Mapping[str, Any]) -> tuple[KernelSpec, ...]:
+    """The kernels of a layer that is only described, by class and configuration; none where these do not say."""
+    if issubclass(kind, layers.EinsumDense):
+        equation = config.get("equation")
+        axes = _einsum_axes(equation) if isinstance(equation, str) and _EQUATION.fullmatch(equation) else ()
+        return (KernelSpec("kernel", axes),) if axes else ()
+    if kind in (layers.SimpleRNN, layers.GRU, layers.LSTM):
+        return _CELL
+    return KERNELS.get(kind, ())
+
+
+# Two operands, the second the kernel.
+_EQUATION = re.compile(r"[A-Za-z. ]+,[A-Za-z ]+->[A-Za-z. ]+")
 
 
 def _einsum_axes(equation: str) -> tuple[int, ...]:
