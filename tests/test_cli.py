@@ -25,7 +25,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_missing_and_unknown_files_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "model.bin"
     other.write_bytes(b"x")
-    assert "does not read files that end in '.bin'" in refused(capsys, "inspect", str(other))
+    assert "model.bin: this is neither a model file (.keras," in refused(capsys, "inspect", str(other))
     assert "refold:" in refused(capsys, "inspect", str(tmp_path / "missing.keras"))
 
 

@@ -155,6 +155,8 @@ FRONTENDS = {
     "torch": "refold.torch.frontend",
 }
 SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".pt2": "torch", ".json": "paddle"}
+# Files that hold weights and no model.
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
 # What must be installed for it, where that is not just the framework of that name.
 MODULES = {"onnx": ("onnx", "onnx_ir")}
 

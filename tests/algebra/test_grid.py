@@ -364,6 +364,7 @@ def test_a_batch_norm_without_a_finite_answer_says_so() -> None:
     assert not algebra.batch_norm([0.0], [-1.0], 0.5).is_finite
     assert not algebra.batch_norm([0.0], [0.0], 0.0).is_finite
     assert not algebra.batch_norm([np.inf], [1.0], 0.0).is_finite
+    assert not algebra.batch_norm([0.0], [np.inf], 0.0).is_finite  # a factor of 0 would hide that it is broken
     assert algebra.batch_norm([0.0], [0.0], 1e-3).is_finite
 
 

@@ -226,11 +226,11 @@ def batch_norm(
     """Batch normalization in inference: ``gamma (x - mean)/sqrt(variance + epsilon) + beta``
     (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 2).
 
-    Where ``variance + epsilon`` is not positive the result is not finite, and no law will fold it.
+    Where ``variance + epsilon`` is not positive and finite the result is not finite, and no law will fold it.
     """
-    center = np.asarray(mean, dtype=np.float64)
+    center, spread = np.asarray(mean, dtype=np.float64), np.asarray(variance, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        scale = 1.0 / np.sqrt(np.asarray(variance, dtype=np.float64) + epsilon)
+        scale = 1.0 / np.sqrt(np.where(np.isinf(spread), np.nan, spread) + epsilon)
         scale = scale if gamma is None else np.asarray(gamma, dtype=np.float64) * scale
         shift = -center * scale
     return scale_shift(scale, shift if beta is None else np.asarray(beta, dtype=np.float64) + shift, axes)

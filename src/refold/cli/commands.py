@@ -15,7 +15,7 @@ from refold import checkpoints, verbs
 from refold.cli import factory
 from refold.errors import InputError
 from refold.files import open_regular, write_atomically
-from refold.frontend import Frontend, frontend_for, frontend_of
+from refold.frontend import SUFFIXES, WEIGHTS, Frontend, frontend_for, frontend_of
 from refold.proof import Certificate, Verdict, compare
 from refold.report import markdown, page, terminal
 from refold.report.summary import Page
@@ -168,10 +168,23 @@ def _load(path: Path, options: argparse.Namespace, *, second: bool = False) -> t
     if factory.is_factory(str(path)):
         with _busy(f"making {path}"):
             model = factory.make(str(path))
-            frontend = frontend_of(model)
+            try:
+                frontend = frontend_of(model)
+            except InputError as error:
+                raise InputError(f"{path} gives no model: {error}") from error
             return frontend, frontend.restore(model, None if second else options.weights)
     if options.weights is not None and not second:
         raise InputError(f"--weights is for a model that is named as package.module:factory; {path} is a file")
+    if path.suffix in WEIGHTS:
+        raise InputError(
+            f"{path}: a file of weights is no model; name the function that makes the model, and give the file "
+            f"with --weights: package.module:function --weights {path}"
+        )
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{path}: this is neither a model file ({', '.join(SUFFIXES)}) nor the name of a function that makes a "
+            "model (package.module:function)"
+        )
     frontend = frontend_for(path)
     with _busy(f"reading {path.name}"):
         return frontend, frontend.load(path, imports=options.imports, trust=options.trust)

@@ -31,7 +31,7 @@ def make(text: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = import_module(name)
-    except Exception as error:  # whatever a user's module may raise
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise
         raise InputError(f"{shown}: the module '{name}' cannot be imported: {_first_line(error)}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
@@ -42,7 +42,7 @@ def make(text: str) -> Any:
         return found
     try:
         return found()
-    except Exception as error:  # whatever a user's code may raise
+    except (Exception, SystemExit) as error:  # whatever a user's code may raise
         raise InputError(f"{shown}: calling it without arguments failed: {_first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -20,6 +21,8 @@ from refold.torch.trace import dtype_name
 BATCHES = (2, 3)
 OPEN_SIZES = ((64, 128), (224, 288))
 
+# An input of more numbers is taken for a mistake: 8 GiB in float32.
+MOST_NUMBERS = 2**31
 
 # By how much open axes change, and the two sizes for axes of which nothing is known: see attempts().
 Attempt = tuple[int | None, tuple[int, int]]
@@ -66,6 +69,10 @@ def tensor_specs(specs: Any) -> list[Spec]:
 
 def _spec(example: Any, dtype: str, device: Any) -> Any:
     if is_shape(example):
+        if any(size is not None and size < 1 and size != -1 for size in example[1:]):
+            raise InputError(
+                f"the shape {tuple(example)} has a size below 1; give sizes, with None for those that may change"
+            )
         return Spec((None, *(None if size in (None, -1) else int(size) for size in example[1:])), dtype, device)
     if isinstance(example, dict):
         return {key: _spec(value, dtype, device) for key, value in example.items()}
@@ -75,7 +82,10 @@ def _spec(example: Any, dtype: str, device: Any) -> Any:
         return example  # as it is: what the model does may depend on it
     if not isinstance(example, torch.Tensor | np.ndarray):
         raise InputError(f"an example input of type {type(example).__name__} is neither a tensor nor a shape")
-    tensor = torch.as_tensor(example)
+    try:
+        tensor = torch.as_tensor(example)
+    except (TypeError, ValueError, RuntimeError) as error:  # an array of objects or texts
+        raise InputError(f"an example input of type {example.dtype} holds no numbers that torch has") from error
     spec = spec_of(tensor)
     if isinstance(example, np.ndarray) and spec.dtype == "float64":
         spec = replace(spec, dtype=dtype)  # numpy's default says nothing about the model
@@ -90,7 +100,11 @@ def spec_of(tensor: Any) -> Spec:
         )
     if tensor.is_complex():
         raise InputError("an example input holds complex numbers, which refold does not fold")
-    return Spec((None, *tensor.shape[1:]), dtype_name(tensor), tensor.device, tensor.detach())
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else f"stored as {tensor.layout}"
+        raise InputError(f"an example input is {kind}: give a dense one of ordinary numbers")
+    sample = None if tensor.is_meta else tensor.detach()  # a tensor without numbers is a shape
+    return Spec((None, *tensor.shape[1:]), dtype_name(tensor), tensor.device, sample)
 
 
 def attempts(specs: Sequence[Any]) -> list[Attempt]:
@@ -130,6 +144,10 @@ def feeds(specs: Sequence[Any], which: int, change: int | None, pair: tuple[int,
         batch = len(spec.sample) if change is None else BATCHES[which]
         shape = (batch, *(size(spec, axis) for axis in range(1, len(spec.shape))))
         dtype = getattr(torch, spec.dtype)
+        if prod(shape) > MOST_NUMBERS:
+            raise InputError(
+                f"an example input of shape {shape} would have {prod(shape):.1e} numbers: give a smaller one"
+            )
         if not dtype.is_floating_point:
             if spec.sample is not None:
                 rows = (torch.arange(batch) + which) % len(spec.sample)
@@ -156,7 +174,7 @@ def plain_example(specs: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def arrays_of(example: Any) -> list[AnyArray] | None:
-    """The arrays of an example, flat and in order; None if a shape is in it (or nothing)."""
+    """The arrays of an example, flat and in order; None if a shape is in it, or a tensor without numbers."""
     found: list[AnyArray] = []
     waiting = [example]
     while waiting:
@@ -165,6 +183,8 @@ def arrays_of(example: Any) -> list[AnyArray] | None:
             return None
         if isinstance(entry, dict | list | tuple):
             waiting += reversed(list(entry.values() if isinstance(entry, dict) else entry))
+        elif isinstance(entry, torch.Tensor) and entry.is_meta:
+            return None
         elif isinstance(entry, torch.Tensor | np.ndarray):
             found.append(to_numpy(entry))
     return found or None

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from refold.errors import InputError
-from refold.files import open_regular, write_atomically
-from refold.recording.symbols import leaves, mapped
+from refold.files import open_regular, write_together
+from refold.recording.symbols import mapped
 from refold.shown import printable
 from refold.torch import examples, wrappers
-from refold.torch.trace import first_line
+from refold.torch.trace import dtype_name, first_line
 
 # What data parallelism leaves in front of the names of all weights.
 PREFIX = "module."
@@ -31,11 +33,6 @@ PREFIX = "module."
 def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any:
     """The module in a ``.pt2`` file; its example is kept in ``module.meta``. Raises InputError."""
     shown = printable(path)
-    if path.suffix != ".pt2":
-        raise InputError(
-            f"{shown}: a file of weights is no model; name the function that makes the model, and give the file "
-            f"with --weights: package.module:factory --weights {shown}"
-        )
     if not trust:
         raise InputError(
             f"{shown}: torch may run code from an exported program while it reads it; add --trust if you know "
@@ -47,16 +44,29 @@ def load(path: Path, *, imports: Sequence[str] = (), trust: bool = False) -> Any
         raise InputError(f"{shown}: this is no exported program (.pt2)")
     content.seek(0)
     try:
-        program = torch.export.load(content)
+        with _unheard("torch.export"):
+            program = torch.export.load(content)
         module: Any = program.module(check_guards=False)
     except Exception as error:  # whatever torch raises on a damaged file
-        raise InputError(f"{shown}: torch cannot read it: {first_line(error)}") from error
+        raise InputError(f"{shown}: this is no exported program that this torch reads, or it is damaged") from error
     for inner in module.modules():
         inner.training = False
     given = program.example_inputs
     if given is not None and not given[1]:
         module.meta["refold.example"] = given[0]
     return module
+
+
+@contextmanager
+def _unheard(name: str) -> Iterator[None]:
+    """Keep a logger from printing a traceback before it raises."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None) -> None:
@@ -85,13 +95,12 @@ def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None
     weights = path.with_suffix(".safetensors")
     if weights.exists() and not overwrite:
         raise InputError(f"{printable(weights)} exists; choose another name, or replace it with --force")
-    write_atomically(weights, lambda target: _write_weights(model, target), overwrite=overwrite)
 
     def write(target: Path) -> None:
         with target.open("wb") as file:
             torch.export.save(program, file)
 
-    write_atomically(path, write, overwrite=overwrite)
+    write_together({weights: lambda target: _write_weights(model, target), path: write}, overwrite=overwrite)
 
 
 def _write_weights(model: Any, path: Path) -> None:
@@ -108,8 +117,16 @@ def restore(model: Any, path: Path | None) -> Any:
     if path is not None:
         inner = wrappers.unwrapped(model)
         state = _fitted(read_weights(path), inner)
+        own = inner.state_dict()
+        for name, tensor in state.items():
+            if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+                raise InputError(
+                    f"{printable(path)}: '{printable(name)}' in it holds {dtype_name(tensor)} where the model has "
+                    f"{dtype_name(own[name])}"
+                )
         try:
-            inner.load_state_dict(state)
+            # A model that was made without numbers takes those of the file as they are.
+            inner.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
         except Exception as error:  # missing, unexpected and misshapen weights, in torch's words
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             what = printable("; ".join(lines[1:3] or lines), 400).rstrip(".")
@@ -130,19 +147,23 @@ def read_weights(path: Path) -> Mapping[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ImportError as error:
         raise InputError(f"{shown}: reading it needs safetensors: pip install safetensors") from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError, EOFError, TypeError, ValueError) as error:
         raise InputError(
             f"{shown}: it is damaged, or holds more than tensors, which torch would have to run code to read; save "
             "model.state_dict() alone"
         ) from error
     except Exception as error:  # whatever the readers raise on damaged or hostile files
-        raise InputError(f"{shown}: no weights can be read from it: {first_line(error)}") from error
+        what = first_line(error).partition(". ")[0]
+        raise InputError(f"{shown}: no weights can be read from it: {what}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    tensors = list(leaves(list(state.values()))) if isinstance(state, Mapping) else [None]
-    if not all(isinstance(leaf, torch.Tensor) for leaf in tensors):
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(f"{shown}: it holds more than weights by name; save model.state_dict() alone")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise InputError(f"{shown}: '{printable(name)}' in it is no plain tensor; save ordinary, dense weights")
     return dict(state)
 
 

@@ -21,7 +21,7 @@ from refold.graph.plan import Plan
 from refold.recording.arguments import argument_names, input_names
 from refold.recording.sizes import Size, formula_of
 from refold.recording.symbols import Constant, Symbol, leaves
-from refold.torch import examples, execute, express, inside, wrappers
+from refold.torch import checks, examples, execute, express, inside, wrappers
 from refold.torch.examples import to_numpy
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
@@ -56,7 +56,7 @@ class TorchFrontend:
     def lift(self, model: Any, example: Any = None) -> Lifted:
         """The neutral graph of a torch module in eval mode."""
         given = wrappers.unwrapped(model)
-        _check(given)
+        checks.check(given)
         whole = wrappers.unwrapped(wrappers.as_one(model))
         specs = examples.specs_of(whole, example)
         notes = _notes(whole)
@@ -203,33 +203,6 @@ def _lowered(lifted: Lifted, plan: Plan, memo: dict[int, Any]) -> Any:
 # ---- reading a model -------------------------------------------------------------------------------
 
 
-def _check(model: Any) -> None:
-    name = wrappers.class_of(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"'{name}' is scripted, which hides what it computes: fold the module before scripting it")
-    training = [path for path, module in model.named_modules() if module.training and _differs(module)]
-    if training or model.training:
-        where = f" (its module '{training[0]}' is)" if training and training[0] and not model.training else ""
-        raise InputError(
-            f"the model '{name}' is in training mode{where}, in which it is another function: "
-            "call model.eval() first"
-        )
-    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise InputError(
-                f"the model '{name}' has no numbers ('{path}' is on the meta device): load its weights first"
-            )
-        if tensor.is_complex():
-            raise InputError(f"'{path}' of the model '{name}' holds complex numbers, which refold does not fold")
-
-
-def _differs(module: Any) -> bool:
-    """Whether a module may compute something else in training: all but wrappers and the empty holders may."""
-    if wrappers.unwrapped(module) is not module:
-        return False
-    return type(module).forward is not torch.nn.Module.forward or bool(list(module.children()))
-
-
 def _recorded(
     model: Any, specs: tuple[Any, ...], names: Any, prefix: str
 ) -> tuple[Record, tuple[examples.Attempt, ...], inside.Found]:
@@ -257,7 +230,11 @@ def _recorded(
             parts = inside.find(model, record, specs, prefix, _lifted)
             if parts.parts:
                 return record, (), parts
-    raise InputError(f"the model '{type(model).__name__}' cannot be followed: {error}") from error
+    name = type(model).__name__
+    reason = checks.why_it_does_not_run(model, examples.feeds(specs, 0, *examples.attempts(specs)[-1]))
+    if reason:
+        raise InputError(f"the model '{name}' does not run {reason}; give an example that it takes") from error
+    raise InputError(f"the model '{name}' cannot be followed: {error}") from error
 
 
 def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
