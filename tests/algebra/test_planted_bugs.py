@@ -277,8 +277,8 @@ BUGS = {
     ),
     "batch norm: epsilon outside the root": (
         "affine.py",
-        "1.0 / np.sqrt(np.asarray(variance, dtype=np.float64) + epsilon)",
-        "1.0 / (np.sqrt(np.asarray(variance, dtype=np.float64)) + epsilon)",
+        "1.0 / np.sqrt(spread + epsilon)",
+        "1.0 / (np.sqrt(spread) + epsilon)",
     ),
     "batch norm: gamma forgotten in the shift": (
         "affine.py",

@@ -229,8 +229,9 @@ def batch_norm(
     Where ``variance + epsilon`` is not positive and finite the result is not finite, and no law will fold it.
     """
     center, spread = np.asarray(mean, dtype=np.float64), np.asarray(variance, dtype=np.float64)
+    spread = np.where(np.isinf(spread), np.nan, spread)
     with np.errstate(invalid="ignore", divide="ignore"):
-        scale = 1.0 / np.sqrt(np.where(np.isinf(spread), np.nan, spread) + epsilon)
+        scale = 1.0 / np.sqrt(spread + epsilon)
         scale = scale if gamma is None else np.asarray(gamma, dtype=np.float64) * scale
         shift = -center * scale
     return scale_shift(scale, shift if beta is None else np.asarray(beta, dtype=np.float64) + shift, axes)
