@@ -12,9 +12,10 @@ import numpy as np
 from keras.src import backend
 from keras.src.ops import core as core_ops
 
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
+from refold.algebra.cost import Cost
 from refold.graph import rearrangement
-from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Value, alive
+from refold.graph.cost import operator_cost
+from refold.graph.graph import Graph, Node, Op, Opaque, Value, alive
 from refold.keras import linear
 from refold.keras.trace import Call, Constant, Scope, Trace, symbolic_tensors
 
@@ -223,24 +224,8 @@ def _cost(lift: _Lift, call: Call, op: Op) -> Cost:
     if output is None:
         return Cost()
     reads = [lift.values[lift.names[id(tensor)]] for tensor in call.tensors]
-    if isinstance(op, Affine):
-        positions = prod(output.nominal) // max(op.conv.channels_out, 1)
-        return convolution_cost(op.conv, prod(reads[0].nominal), positions, output.itemsize)
-    if isinstance(op, Gain) and op == Gain():
-        return Cost(operators=1)
-    cost = elementwise_cost([value.nominal for value in reads], output.nominal, output.itemsize)
-    if isinstance(op, Gain):
-        return Cost(prod(output.nominal), cost.bytes, 1)
-    if isinstance(op, Opaque):
-        # Of an operator that the engine does not know, count that each weight is used at each position.
-        matrices = [weight for weight in call.weights if weight.ndim > 1]
-        positions = prod(output.nominal[1:-1])
-        return Cost(
-            sum(weight.size for weight in matrices) * positions,
-            cost.bytes + sum(weight.nbytes for weight in call.weights),
-            1,
-        )
-    return cost
+    weights = [weight.shape for weight in call.weights] if isinstance(op, Opaque) else []
+    return operator_cost(op, reads, output, weights, prod(output.nominal[1:-1]))
 
 
 def _weights(call: Call) -> dict[str, int]:

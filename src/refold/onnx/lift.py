@@ -10,10 +10,11 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
+from refold.algebra.cost import Cost
 from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.frontend import unit_roundoff
+from refold.graph.cost import operator_cost
 from refold.graph.forms import form_builder
 from refold.graph.graph import (
     Affine,
@@ -265,24 +266,13 @@ class _Lift:
         if output not in self.values:
             return Cost(operators=1)
         result = self.values[output]
-        reads = [self.values[name].nominal for name in inputs]
-        if isinstance(op, Affine) and not (op.conv.is_scale and bool(np.all(op.conv.scale == 1.0))):
-            positions = prod(result.nominal) // max(op.conv.channels_out, 1)
-            return convolution_cost(op.conv, prod(reads[0]), positions, result.itemsize)
-        if op == Gain():
-            return Cost(operators=1)
-        cost = elementwise_cost(reads or [result.nominal], result.nominal, result.itemsize)
-        if isinstance(op, Gain) and op.scale != 1.0:
-            return Cost(prod(result.nominal), cost.bytes, 1)
+        reads = [self.values[name] for name in inputs]
+        weights = []
         if isinstance(op, Opaque):
-            # Of an operator that the engine does not know, count that each weight is used at each position.
             read = [facts for facts in map(self.survey.of, node.inputs) if facts.is_constant]
-            shapes = [facts.shapes[0] or () for facts in read if facts.dtype in FLOATS]
-            weights = sum(prod(shape) for shape in shapes if len(shape) > 1)
-            positions = prod(result.nominal[2:]) if node.op_type.startswith("Conv") else 1
-            stored = sum(prod(shape) for shape in shapes) * result.itemsize
-            return Cost(weights * positions, cost.bytes + stored, 1)
-        return cost
+            weights = [facts.shapes[0] or () for facts in read if facts.dtype in FLOATS]
+        positions = prod(result.nominal[2:]) if node.op_type.startswith("Conv") else 1
+        return operator_cost(op, reads, result, weights, positions)
 
     def _weights(self, node: ir.Node) -> dict[str, int]:
         found = {}

@@ -17,10 +17,11 @@ import numpy as np
 import paddle
 
 from refold.algebra.affine import Array
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
+from refold.algebra.cost import Cost
 from refold.graph import rearrangement
 from refold.graph.borders import bordered, with_exact_borders
-from refold.graph.graph import Affine, Gain, Graph, Node, Op, Opaque, Pad, Value, alive
+from refold.graph.cost import operator_cost
+from refold.graph.graph import Gain, Graph, Node, Op, Opaque, Pad, Value, alive
 from refold.graph.layout import settled
 from refold.paddle import linear
 from refold.paddle.constants import bake
@@ -395,25 +396,8 @@ def _place(before: Step, after: Step) -> int:
 def _cost(lift: _Lift, step: Step, op: Op) -> Cost:
     output = lift.values[step.gives[0].name]
     reads = [lift.values[symbol.name] for symbol in step.reads]
-    if isinstance(op, Affine):
-        positions = prod(output.nominal) // max(op.conv.channels_out, 1)
-        return convolution_cost(op.conv, prod(reads[0].nominal), positions, output.itemsize)
-    if isinstance(op, Gain) and op == Gain():
-        return Cost(operators=1)
-    cost = elementwise_cost([value.nominal for value in reads], output.nominal, output.itemsize)
-    if isinstance(op, Gain):
-        return Cost(prod(output.nominal), cost.bytes, 1)
-    if isinstance(op, Opaque):
-        # Of an operator that the engine does not know, count that each weight is used at each position.
-        tensors = parameters_of(step)
-        matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-        positions = prod(output.nominal[2:])
-        return Cost(
-            sum(prod(tensor.shape) for tensor in matrices) * positions,
-            cost.bytes + sum(prod(tensor.shape) for tensor in tensors) * output.itemsize,
-            1,
-        )
-    return cost
+    weights = [tuple(tensor.shape) for tensor in parameters_of(step)] if isinstance(op, Opaque) else []
+    return operator_cost(op, reads, output, weights, prod(output.nominal[2:]))
 
 
 def parameters_of(step: Step) -> list[Any]:
