@@ -29,6 +29,7 @@ Claim = tuple[str, str]  # a value of the second model, and the value of the ori
 
 # What float64 of rounded weights may differ by, where nothing better than the size of the value is known.
 _MEASURED = 1e-5
+_ROUNDINGS = 16.0
 
 
 @final
@@ -42,6 +43,11 @@ class Finding:
     region: RegionResult | None = None
     link: Link | None = None
     evidence: Evidence | None = None
+
+    @property
+    def is_off_by_roundings(self) -> bool:
+        """Whether an affine region differs by some roundings of its weights, and by nothing else."""
+        return self.verdict is Verdict.MEASURED and self.evidence is not None and self.evidence.roundings
 
 
 @final
@@ -201,11 +207,12 @@ class Claims:
             return
         link = self._link(claim, self.doubtful)
         finding = self._measured(claim) if link is None else self._examined(claim, link)
-        is_doubtful = finding.verdict is not Verdict.PROVED
+        # What is off by roundings is a counterpart all the same: two such in a row are not one wrong region.
+        is_doubtful = finding.verdict is not Verdict.PROVED and not finding.is_off_by_roundings
         if is_doubtful and self.doubtful:
             # Perhaps the fault lies before a leaf that did not pass: then this region is right from there.
             finding = self._examined_again(claim, finding, self._link(claim, ()))
-        if finding.verdict is not Verdict.PROVED:
+        if finding.verdict is not Verdict.PROVED and not finding.is_off_by_roundings:
             # Counterparts that linear operators give may depend on each other: r + x and r and x are not
             # three unknowns. What differs as a map of all three may be equal where it starts.
             finding = self._examined_again(claim, finding, self._link(claim, self.doubtful, far=True))
@@ -259,7 +266,7 @@ class Claims:
         if one.shape != two.shape:
             return Finding(claim, Verdict.REFUTED, f"{why}, and gives another shape", link=link)
         error = _relative(one, two)
-        if not error <= _MEASURED:
+        if not error <= max(_MEASURED, _ROUNDINGS * self.pairing.u):
             sentence = f"{why}, and its values differ by {error:.3g} of the largest"
             return Finding(claim, Verdict.REFUTED, sentence, link=link)
         # The same inputs and other parameters: some input shows it, such as a row of a table that no random

@@ -35,12 +35,13 @@ class Pairing:
     """``counterparts`` lists, for values of the second model, values of the original that seem equal,
     the likeliest first; ``reads`` are the pairs of values that paired operators read at the same place.
     ``values`` are the original's in float64 on the random input; empty, with ``why_no_values``, where
-    they could not be computed."""
+    they could not be computed. ``u`` is the unit roundoff of the coarsest constants of either model."""
 
     counterparts: Mapping[str, tuple[str, ...]]
     reads: frozenset[tuple[str, str]]
     values: Mapping[str, AnyArray]
     why_no_values: str = ""
+    u: float = 0.0
 
 
 def pair(
@@ -67,16 +68,18 @@ class _Search:
     used: set[str] = field(default_factory=set)
     pins: dict[str, str] = field(default_factory=dict)
     hopeless: set[str] = field(default_factory=set)
+    u: float = 0.0
 
     def run(self) -> None:
         graph = self.before.graph
         self.rank = ranks(graph)
         self.opaque = [node for node in graph.nodes if isinstance(node.op, Opaque)]
         self.by_name = {node.name: node for node in self.opaque}
-        u = max(
+        self.u = u = max(
             (
-                unit_roundoff(self.frontend.storage(self.after, node.name))
-                for node in self.after.graph.nodes
+                unit_roundoff(self.frontend.storage(lifted, node.name))
+                for lifted in (self.before, self.after)
+                for node in lifted.graph.nodes
                 if isinstance(node.op, Affine)
             ),
             default=0.0,
@@ -117,7 +120,7 @@ class _Search:
         for mine, theirs in (*reads, *ends):
             if theirs not in found.get(mine, ()):
                 found[mine] = (*found.get(mine, ()), theirs)
-        return Pairing(found, frozenset(reads), self.values, self.why)
+        return Pairing(found, frozenset(reads), self.values, self.why, self.u)
 
     # ---- values ----------------------------------------------------------------------------------
 
