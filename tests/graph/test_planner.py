@@ -8,7 +8,7 @@ import numpy as np
 
 from refold.algebra import Refusal, Window, batch_norm, convolution, dense
 from refold.algebra.affine import AffineConv
-from refold.algebra.cost import convolution_cost
+from refold.algebra.cost import Cost, convolution_cost
 from refold.graph import Graph, Node, Plan, Value, make_plan
 from refold.graph.graph import Affine, Concat, Gain, Opaque, Pad, Sum
 
@@ -69,6 +69,45 @@ def test_a_chain_becomes_one_operator() -> None:
     plan = graph.plan("c")
     assert [region.nodes for region in plan.regions] == [("a", "b", "c")]
     assert plan.after.operators == 1
+
+
+def test_a_long_chain_behind_branches_folds_in_one_pass() -> None:
+    graph = Sketch(8)
+
+    def chain(name: str, first: AffineConv) -> str:
+        last = graph.affine(name, first, "x")
+        for step in range(14):
+            last = graph.node(f"{name}_same{step}", Gain(), 8, last)
+            last = graph.affine(f"{name}_{step}", norm(8), last)
+        return last
+
+    graph.node("sum", Sum((1.0, 1.0)), 8, chain("a", linear(8, 8)), chain("b", linear(8, 8)))
+    (region,) = graph.plan("sum").regions
+    assert len(region.nodes) == 59
+    assert region.after.operators == 1
+
+
+def test_identities_between_readers_that_stay_apart_go_in_one_pass() -> None:
+    graph = Sketch(64)
+    graph.node("relu", Opaque(), 64, "x")
+    graph.nodes.append(Node("same", Gain(), ("relu",), ("same",), Cost(operators=1)))
+    graph.value("same", 64)
+    for name in ("a", "b", "c"):
+        graph.node(f"{name}_relu", Opaque(), 4, graph.affine(name, linear(64, 4), "same"))
+    plan = graph.plan("a_relu", "b_relu", "c_relu")
+    assert "same" in plan.removed
+    assert plan.after.operators == 3
+
+
+def test_convolutions_of_channels_that_fill_no_whole_blocks_take_longer_than_their_work() -> None:
+    def cost(channels: int) -> Cost:
+        return convolution_cost(linear(channels, 8, 3), channels * 1024, 1024, 4)
+
+    narrow, wide = cost(24) + cost(24), cost(48)
+    assert narrow.multiply_adds == wide.multiply_adds
+    assert (narrow - wide).idle == 2 * 8 * 8 * 9 * 1024  # 8 of 32 channels, twice
+    assert narrow.estimate > 1.25 * wide.estimate
+    assert (cost(32) + cost(32)).idle == cost(64).idle == 0
 
 
 def test_a_bottleneck_stays_apart_and_says_why() -> None:

@@ -411,6 +411,76 @@ def transposes_that_cancel() -> onnx.ModelProto:
     return b.model(b.bn(y, 4))
 
 
+@entry({"Transpose": 2, "Conv": 1, "MatMul": 3, "Add": 3, "Relu": 3}, sizes=(7,))
+def channels_last_residual_block_in_pieces() -> onnx.ModelProto:
+    """As converters from TensorFlow write one: every convolution between transposes, batch norms as four operators,
+    casts that change nothing between all of them."""
+    b = Builder()
+
+    def norm(x: str, c: int) -> str:
+        for kind in ("Add", "Sub", "Mul", "Add"):
+            x = b.op(kind, b.op("Cast", x, to=1), b.random(c))
+        return str(b.op("Cast", b.op("Cast", x, to=1), to=1))
+
+    def conv(x: str, i: int, o: int, k: int) -> str:
+        x = b.op("Transpose", b.op("Cast", x, to=1), perm=[0, 3, 1, 2])
+        return norm(b.op("Transpose", b.conv(x, i, o, k, bias=False), perm=[0, 2, 3, 1]), o)
+
+    x = b.input("N", "H", "W", 4)
+    y = b.op("Relu", conv(x, 4, 3, 1))
+    y = b.op("Relu", conv(y, 3, 3, 3))
+    total = b.op("Add", conv(y, 3, 8, 1), conv(x, 4, 8, 1))
+    return b.model(b.op("Relu", b.op("Cast", total, to=1)))
+
+
+# ---- what runtimes put together again ------------------------------------------------------------
+
+
+@entry({"Conv": 2, "Div": 1, "Erf": 1, "Add": 1, "Mul": 2}, sizes=(7,))
+def pieces_of_a_gelu_stay() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.op("Identity", b.bn(b.conv(x, 3, 4), 4))
+    inner = b.op("Erf", b.op("Div", y, b.constant(np.sqrt(2.0))))
+    y = b.op("Mul", b.op("Mul", y, b.op("Add", inner, b.constant(1.0))), b.constant(0.5))
+    return b.model(b.bn(b.conv(y, 4, 2), 2))
+
+
+@entry({"Conv": 1, "Mul": 6, "Tanh": 1, "Add": 2}, sizes=(7,))
+def pieces_of_a_gelu_by_tanh_stay() -> onnx.ModelProto:
+    b, x = start(3)
+    y = b.bn(b.conv(x, 3, 4), 4)
+    cube = b.op("Mul", b.op("Mul", b.op("Mul", y, y), y), b.constant(0.044715))
+    inner = b.op("Tanh", b.op("Mul", b.op("Add", y, cube), b.constant(np.sqrt(2 / np.pi))))
+    half = b.op("Mul", y, b.constant(0.5))
+    return b.model(b.op("Mul", half, b.op("Add", inner, b.constant(1.0))))
+
+
+@entry({"ReduceMean": 2, "Sub": 1, "Pow": 1, "Add": 3, "Sqrt": 1, "Div": 1, "Mul": 1, "MatMul": 1}, sizes=(5,))
+def pieces_of_a_layer_normalization_stay() -> onnx.ModelProto:
+    b = Builder(opset=17)
+    x = b.input("N", "L", 6)
+    centered = b.op("Sub", x, b.op("ReduceMean", x, axes=[-1]))
+    variance = b.op("ReduceMean", b.op("Pow", centered, b.constant(2.0)), axes=[-1])
+    y = b.op("Div", centered, b.op("Sqrt", b.op("Add", variance, b.constant(1e-5))))
+    y = b.op("Add", b.op("Mul", y, b.random(6)), b.random(6))
+    return b.model(b.op("Mul", b.op("Add", b.op("MatMul", y, b.random(6, 5)), b.random(5)), b.constant(2.0)))
+
+
+@entry({"AveragePool": 1, "Relu": 2}, sizes=(7,))
+def what_only_lost_identities_stays_the_node_that_it_was() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("Identity", b.op("Identity", b.op("Relu", x)))
+    y = b.op("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2], name="pool")
+    return b.model(b.op("Relu", b.op("Identity", y)))
+
+
+@entry({"Sigmoid": 1, "Tanh": 1, "Relu": 1, "Add": 2})
+def sums_of_several_tensors_are_added_in_pairs() -> onnx.ModelProto:
+    b, x = start(4)
+    one, two, three = (b.op(kind, x) for kind in ("Sigmoid", "Tanh", "Relu"))
+    return b.model(b.op("Add", b.op("Identity", b.op("Add", one, two)), three))
+
+
 # ---- what must survive ---------------------------------------------------------------------------
 
 

@@ -179,10 +179,7 @@ def test_random_graphs(data: Any) -> None:
     assert sum(operators(plain).values()) <= sum(operators(model).values()), onnx.printer.to_text(model.graph)
     size = growing.values[0][1][1]
     assert_same_function(model, plain, size, u=2.0**-50)
-    again = plain
-    for _ in range(4):  # the planner may find a last step only from where it got to
-        again = refold.fold(again)
-    assert not refold.inspect(again).changes_something, onnx.printer.to_text(model.graph)
+    assert not refold.inspect(plain).changes_something, onnx.printer.to_text(model.graph)
     certificate = refold.prove(model, plain)
     assert certificate.ok, str(certificate)
 

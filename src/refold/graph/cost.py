@@ -7,8 +7,8 @@ from math import prod
 
 import numpy as np
 
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
-from refold.graph.graph import Affine, Gain, Op, Opaque, Value
+from refold.algebra.cost import Cost, convolution_cost, elementwise_cost, turn_cost
+from refold.graph.graph import Affine, Gain, Op, Opaque, Relayout, Value
 
 
 def operator_cost(
@@ -29,6 +29,8 @@ def operator_cost(
     match op:
         case Gain(scale) if scale != 1.0:
             return Cost(prod(output.nominal), cost.bytes, 1)
+        case Relayout():
+            return turn_cost(output.nominal, output.itemsize)
         case Opaque():
             multiplied = sum(prod(shape) for shape in weights if len(shape) > 1)
             stored = sum(prod(shape) for shape in weights) * output.itemsize

@@ -15,16 +15,17 @@ from typing import final
 import numpy as np
 
 from refold.algebra.affine import AffineConv
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost
+from refold.algebra.cost import Cost, convolution_cost, elementwise_cost, sum_cost, turn_cost
 from refold.algebra.refusal import Refusal
 from refold.graph.forms import NOT_FINITE, FormBuilder, Parts, can_be_stored, form_builder
-from refold.graph.graph import Affine, AffineForm, Concat, Dialect, Graph, Node, Opaque, Value
+from refold.graph.graph import Affine, AffineForm, Concat, Dialect, Gain, Graph, Node, Opaque, Value
 from refold.graph.plan import Kept, Plan
 from refold.graph.region import Part, Region
 
-# How many cuts are remembered per value (and how many in several parts), and how many partial combinations
-# while they are built.
+# How many cuts are remembered per value: of those with the fewest leaves, of those that promise most, and of those
+# in several parts; and how many partial combinations while they are built.
 MOST_CUTS = 10
+MOST_PROMISING = 4
 MOST_JOINED = 4
 MOST_COMBINATIONS = 32
 
@@ -118,11 +119,29 @@ class _Search:
                     best[key] = cut
         ranked = sorted(best.items(), key=lambda entry: (len(entry[1].leaves), entry[1].cost.estimate))
         joined = sorted((cut for (in_parts, _), cut in ranked if in_parts), key=self._promise)[:MOST_JOINED]
-        whole = [cut for (in_parts, _), cut in ranked if not in_parts][:MOST_CUTS]
-        one_step = best.get((False, frozenset(node.inputs)))
-        if one_step is not None and all(cut is not one_step for cut in whole):
-            whole.append(one_step)
-        return whole + joined
+        whole = [cut for (in_parts, _), cut in ranked if not in_parts]
+        # Behind a long chain the cuts that reach furthest are not among the smallest.
+        kept = [*whole[:MOST_CUTS], *sorted(whole[MOST_CUTS:], key=self._promise)[:MOST_PROMISING]]
+        one_step = best.get((False, frozenset(map(self._same_as, node.inputs))))
+        if one_step is not None and all(cut is not one_step for cut in kept):
+            kept.append(one_step)
+        return kept + joined
+
+    def _identities(self, name: str) -> list[Node]:
+        """The identities that lead to a value, the last one first: who reads it may as well read what the first one
+        reads."""
+        found = []
+        while (node := self.graph.producer.get(name)) is not None and node.op == Gain():
+            if self.builder.axes[node.inputs[0]] != self.builder.axes[name]:
+                break
+            found.append(node)
+            name = node.inputs[0]
+        return found
+
+    def _same_as(self, name: str) -> str:
+        """The value that ``name`` is, behind identities."""
+        identities = self._identities(name)
+        return identities[-1].inputs[0] if identities else name
 
     def _flow_of(self, cut: Cut) -> float:
         """What a cut costs with all that it reads, shared by whoever reads that (the area flow of technology
@@ -141,29 +160,32 @@ class _Search:
         return flow == float("inf"), round(flow, 0), -cut.cost.estimate
 
     def _combinations(self, node: Node) -> Iterator[tuple[Parts, ...]]:
-        partial: list[tuple[frozenset[str], tuple[Parts, ...]]] = [(frozenset(), ())]
-        cheapest: list[Parts] = []
+        partial: list[tuple[frozenset[str], float, tuple[Parts, ...]]] = [(frozenset(), 0.0, ())]
+        best: tuple[Parts, ...] = ()
         for name in node.inputs:
-            leaf = self.builder.leaf(name)
+            source = self._same_as(name)
+            leaf = self.builder.leaf(source)
             if isinstance(leaf, Refusal):
                 return
-            cuts = self.cuts.get(name, [])
-            options: list[Parts] = [(leaf,), *(cut.parts for cut in cuts)]
-            seen_by = [frozenset([name]), *(cut.leaves for cut in cuts)]
+            leaf = replace(leaf, nodes=tuple(step.name for step in reversed(self._identities(name))))
+            options: list[tuple[frozenset[str], float, Parts]] = [
+                (frozenset([source]), self.flow.get(source, 0.0), (leaf,)),
+                *((cut.leaves, self._flow_of(cut), cut.parts) for cut in self.cuts.get(source, [])),
+            ]
             grown = [
-                (seen | leaves, (*inputs, parts))
-                for seen, inputs in partial
-                for leaves, parts in zip(seen_by, options, strict=True)
+                (seen | leaves, flow + more, (*inputs, parts))
+                for seen, flow, inputs in partial
+                for leaves, more, parts in options
             ]
             direct = grown[0]  # every input from itself: always kept, it is the original node
-            grown.sort(key=lambda entry: len(entry[0]))
+            grown.sort(key=lambda entry: (len(entry[0]), entry[1]))
             partial = [direct, *(entry for entry in grown if entry is not direct)][:MOST_COMBINATIONS]
-            best = min(cuts, key=self._flow_of, default=None)
-            cheapest.append(best.parts if best else (leaf,))
-        for _, inputs in partial:
+            # The inputs do not depend on each other, but for what they share: the best of each is good.
+            best = (*best, min(options[1:] or options, key=lambda option: option[1])[2])
+        for _, _, inputs in partial:
             yield inputs
-        if isinstance(node.op, Concat) and all(inputs != tuple(cheapest) for _, inputs in partial):
-            yield tuple(cheapest)  # the inputs do not depend on each other: the best of each is the best
+        if all(inputs != best for _, _, inputs in partial):
+            yield best
 
     # ---- costs -----------------------------------------------------------------------------------
 
@@ -192,16 +214,15 @@ class _Search:
         positions = int(np.prod(_without(output.nominal, axis)))
         cost = Cost()
         refusal = None
-        shapes = []
         bias_has_a_place = not np.any(form.bias)
         for name, term in form.terms.items():
             leaf = self.graph.values[name]
             axes = self.builder.axes[name], axis
             before, after, takes_bias = _turns(self.graph.dialect, term, *axes, len(output.shape))
             if before:
-                cost += elementwise_cost([leaf.nominal], leaf.nominal, leaf.itemsize)
+                cost += turn_cost(leaf.nominal, leaf.itemsize)
             if after:
-                cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
+                cost += turn_cost(output.nominal, output.itemsize)
             if not term.is_identity:
                 helpers = self.helpers(term, self.builder.space(name))
                 if isinstance(helpers, Refusal):
@@ -212,11 +233,8 @@ class _Search:
                 cost += Cost(operators=max(helpers - 1, 0))
                 cost += convolution_cost(term, int(np.prod(read)), positions, leaf.itemsize)
                 bias_has_a_place = bias_has_a_place or takes_bias
-            shapes.append(output.nominal)
-        for _ in range(len(shapes) - 1 if self.graph.dialect.adds_pairs else 0):
-            cost += elementwise_cost(shapes[:2], output.nominal, output.itemsize)
-        if len(shapes) > 1 and not self.graph.dialect.adds_pairs:
-            cost += elementwise_cost(shapes, output.nominal, output.itemsize)
+        if len(form.terms) > 1:
+            cost += sum_cost(len(form.terms), output.nominal, output.itemsize, self.graph.dialect.adds_pairs)
         if not bias_has_a_place:
             cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
         return cost, refusal

@@ -150,10 +150,11 @@ class Writer:
         return self.node("Transpose", [x], f"{name}_transpose", {"perm": order})
 
     def total(self, parts: Sequence[ir.Value], name: str) -> ir.Value:
-        """The sum of tensors of one shape."""
-        if len(parts) == 1:
-            return parts[0]
-        return self.node("Add" if len(parts) == 2 else "Sum", parts, f"{name}_sum")
+        """The sum of tensors of one shape, two at a time: a runtime joins an Add with the convolution before it."""
+        total, *rest = parts
+        for part in rest:
+            total = self.node("Add", [total, part], f"{name}_sum")
+        return total
 
     def joined(self, parts: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
         """The tensors, one behind the other."""

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-from refold.algebra.cost import Cost
+from refold.algebra.cost import Cost, sum_cost
 from refold.algebra.refusal import Refusal
 from refold.errors import InputError
 from refold.frontend import unit_roundoff
@@ -27,18 +27,21 @@ from refold.graph.graph import (
     Opaque,
     Pad,
     Relayout,
+    Sum,
     Value,
     alive,
 )
 from refold.graph.layout import demanded_axis
+from refold.onnx.compounds import compounds
 from refold.onnx.linear import Step, op_of
 from refold.onnx.moves import Found, Moves
 from refold.onnx.reference import FLOATS, AnyArray, Operators
 from refold.onnx.sizes import Facts, Survey, captured_values, survey
 from refold.shown import printable
 
-# Convolutions have their channels on axis 1; neither MatMul nor Mul has a bias.
-DIALECT = Dialect(conv_axis=1, biased=False)
+# Convolutions have their channels on axis 1; neither MatMul nor Mul has a bias. ONNX Runtime takes a Sum two at
+# a time as well, and would join an Add with the convolution before it.
+DIALECT = Dialect(conv_axis=1, biased=False, adds_pairs=True)
 
 # The constant with which an exporter pads, and the bias that it stands for, were each computed in the
 # model's own precision, in different orders: so many roundings of the largest of them may lie between.
@@ -88,7 +91,7 @@ def lift_model(model: ir.Model) -> tuple[Graph, Record, tuple[str, ...]]:
     operators = Operators(dict(model.opset_imports), functions)
     inputs = callers_inputs(model)
     found = survey(model, inputs, operators)
-    lift = _Lift(model, found, Moves(found, operators))
+    lift = _Lift(model, found, Moves(found, operators), compounds(model.graph, found))
     for value in inputs:
         lift.add_value(value)
     for node in model.graph:
@@ -135,6 +138,7 @@ class _Lift:
     model: ir.Model
     survey: Survey
     moves: Moves
+    apart: Mapping[int, str]  # why nodes are left alone, by their identity
     values: dict[str, Value] = field(default_factory=dict)
     originals: dict[str, ir.Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
@@ -190,6 +194,8 @@ class _Lift:
             self._append(node, rest[0], ops[rest[0]], read, names, (node,))
 
     def _op(self, node: ir.Node, place: int) -> Op:
+        if id(node) in self.apart:
+            return Opaque(self.apart[id(node)])
         facts = tuple(None if value is None else self.survey.of(value) for value in node.inputs)
         outputs = tuple(self.survey.of(value) for value in node.outputs)
         version = self.moves.operators.opsets.get(node.domain, 1)
@@ -267,6 +273,8 @@ class _Lift:
             return Cost(operators=1)
         result = self.values[output]
         reads = [self.values[name] for name in inputs]
+        if isinstance(op, Sum):
+            return sum_cost(len(reads), result.nominal, result.itemsize, DIALECT.adds_pairs)
         weights = []
         if isinstance(op, Opaque):
             read = [facts for facts in map(self.survey.of, node.inputs) if facts.is_constant]

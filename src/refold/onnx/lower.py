@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from refold.algebra.affine import AffineConv
 from refold.graph.forms import FormBuilder, form_builder
-from refold.graph.graph import Graph
+from refold.graph.graph import Gain, Graph
 from refold.graph.plan import Plan
 from refold.graph.region import Part, Region
 from refold.onnx.express import Writer
@@ -91,6 +91,10 @@ class _Lowering:
         producer = old.producer()
         assert producer is not None
         writer = self.writer(old, producer)
+        same = self.rewired(region)
+        if same is not None:
+            self.take_over(old, same, producer, writer)
+            return
         axis = self.forms.axes[region.value]
         rank = len(self.graph.values[region.value].shape)
         results = [self.part(writer, part, axis, rank) for part in region.parts]
@@ -99,6 +103,26 @@ class _Lowering:
         if not writer.nodes and old.is_graph_output():
             result = writer.node("Identity", [result], name)
         self.take_over(old, result, producer, writer)
+
+    def rewired(self, region: Region) -> ir.Value | None:
+        """What a region gives if all it leaves out are identities: its one other node, as it was, now reads what
+        they read. None for other regions."""
+        nodes = {node.output: node for node in self.graph.nodes if node.name in region.nodes}
+        others = [node for node in nodes.values() if node.op != Gain()]
+        if len(others) != 1:
+            return None
+        original = self.record.nodes[others[0].name]
+        names = {place: str(value.name) for place, value in enumerate(original.inputs) if value is not None}
+        read = {place: name for place, name in names.items() if name in others[0].inputs}
+        copy, made = self.copies[id(original)], self.made[others[0].output]
+        if set(read.values()) != set(others[0].inputs) or made not in copy.outputs:
+            return None  # it stands for several of the model's nodes, or was replaced already
+        for place, name in read.items():
+            while name in nodes:
+                self.dead.append(self.copies[id(self.record.nodes[nodes[name].name])])
+                (name,) = nodes[name].inputs
+            copy.replace_input_with(place, self.made[name])
+        return made
 
     def part(self, writer: Writer, part: Part, axis: int, rank: int) -> ir.Value:
         """Write ``sum_i conv_i(leaf_i) + bias``, with its channels on ``axis``."""
@@ -132,6 +156,8 @@ class _Lowering:
 
     def take_over(self, old: ir.Value, result: ir.Value, producer: ir.Node, writer: Writer) -> None:
         """Let ``result`` be what ``old`` was, for whoever reads it."""
+        if result is old:
+            return
         name, is_new = str(old.name), bool(writer.nodes)
         graph = producer.graph
         assert isinstance(graph, ir.Graph)
