@@ -16,7 +16,7 @@ from refold.algebra.cost import Cost
 from refold.graph import rearrangement
 from refold.graph.cost import operator_cost
 from refold.graph.graph import Graph, Node, Op, Opaque, Value, alive
-from refold.keras import linear
+from refold.keras import linear, operations
 from refold.keras.trace import Call, Constant, Scope, Trace, symbolic_tensors
 
 # Sizes that stand in for unknown ones where rearrangements are tried out.
@@ -132,7 +132,7 @@ def _op_of(call: Call) -> Op:
     if isinstance(call.operation, keras.Layer):
         entry = linear.LAYERS.get(type(call.operation))
     else:
-        entry = linear.OPERATIONS.get(type(call.operation))
+        entry = operations.OPERATIONS.get(type(call.operation))
     if entry is None:
         return Opaque()
     masked = [*call.tensors, *call.outputs]
@@ -151,7 +151,7 @@ def _op_of(call: Call) -> Op:
 
 
 def _rearranges(call: Call) -> bool:
-    return isinstance(call.operation, linear.REARRANGING_LAYERS + linear.REARRANGING_OPERATIONS)
+    return isinstance(call.operation, linear.REARRANGING_LAYERS + operations.REARRANGING_OPERATIONS)
 
 
 def _lift_rearrangement(lift: _Lift, call: Call) -> None:
