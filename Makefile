@@ -9,7 +9,7 @@ MINUTES ?= 10
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs bench bench-keras bench-torch bench-onnx bench-weights clean
+.PHONY: help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs experiments bench bench-keras bench-torch bench-onnx bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make look    write report pages and their screenshots, where a Chromium is installed"
 	@echo "make docs    build the documentation site; warnings are errors"
+	@echo "make experiments  train what the tutorial on weight normalization shows, and draw it (some minutes)"
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
 	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
@@ -100,6 +101,9 @@ look: .venv/ready
 docs: .venv/ready
 	$(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build
 	@echo "The documentation is in docs/_build/index.html"
+
+experiments: .venv/ready
+	$(TEST) docs/experiments/normalized_training.py
 
 # Every benchmark, one after the other: a new one is one name here and one target below.
 BENCHMARKS := bench-keras bench-torch bench-onnx bench-weights
