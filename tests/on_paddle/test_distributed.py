@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import pytest
 from paddle import nn
 
 import refold
-from refold.paddle import DiverseBranchBlock, RepVggBlock, weight_normalization
+from refold.paddle import (
+    DiverseBranchBlock,
+    RepVggBlock,
+    low_rank_adaptation,
+    orthogonal_weights,
+    spectral_normalization,
+    weight_normalization,
+)
 
 
 def network() -> Any:
@@ -67,12 +75,22 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     assert refold.prove(model, plain, (None, 2, 6, 6)).verdict.value == "proved"
 
 
+WAYS = [
+    weight_normalization,
+    partial(spectral_normalization, gain=True),
+    partial(orthogonal_weights, gain=True),
+    partial(low_rank_adaptation, rank=2, magnitude=True),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("build", [lambda: nn.Linear(5, 3), lambda: nn.Conv2DTranspose(5, 3, 2)])
-def test_gradients_are_no_views(build: Any) -> None:
+def test_gradients_are_no_views(build: Any, way: Any) -> None:
     """What paddle.DataParallel would leave out."""
-    layer = weight_normalization(build())
+    layer = way(build())
     layer(paddle.ones([2, 5, *[4] * (len(layer.weight.shape) - 2)])).sum().backward()
-    assert all(parameter.grad.is_contiguous() for parameter in layer.parameters())
+    trained = [parameter for parameter in layer.parameters() if not parameter.stop_gradient]
+    assert all(parameter.grad.is_contiguous() for parameter in trained)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from refold.paddle.axes import layout
 from refold.paddle.linear import numbers
 from refold.paddle.perform import rounded
 from refold.paddle.places import beside
-from refold.paddle.trace import computed_weights, dtype_name
+from refold.paddle.tensors import computed_weights
+from refold.paddle.trace import dtype_name
 
 Sizes = int | tuple[int, ...]
 

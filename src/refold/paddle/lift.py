@@ -28,16 +28,8 @@ from refold.paddle.constants import bake
 from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import perform, recomputed
 from refold.paddle.sentences import first_line
-from refold.paddle.trace import (
-    RetryError,
-    Scope,
-    Step,
-    Trace,
-    UntraceableError,
-    computed_weights,
-    record,
-    stored,
-)
+from refold.paddle.tensors import computed_weights, stored
+from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, record
 from refold.recording.sizes import Size, formula_of, sizes_in
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 

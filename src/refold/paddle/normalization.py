@@ -2,100 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, final
 
 import paddle
 from paddle import nn
 
-from refold.weights import Normalization, Rows, dtype_name, method, widen, working_dtype
-
-# Which axes of a stored weight number the output units, by kind of layer.
-UNIT_AXES: dict[type, tuple[int, ...]] = {
-    nn.Linear: (1,),
-    nn.Conv1D: (0,),
-    nn.Conv2D: (0,),
-    nn.Conv3D: (0,),
-    nn.Conv1DTranspose: (1,),
-    nn.Conv2DTranspose: (1,),
-    nn.Conv3DTranspose: (1,),
-    nn.Embedding: (0,),
-}
-
-_RECURRENT = (nn.RNN, nn.BiRNN, nn.SimpleRNN, nn.LSTM, nn.GRU, nn.RNNCellBase)
+from refold.paddle.attach import ComputedWeight, Start, attach, computed
+from refold.paddle.namespace import PADDLE
+from refold.weights import MagnitudePreserving, Normalization, Rows, fit_rows, method
 
 
 @final
-class _Paddle:
-    """Paddle's functions under the names and with the arguments that :mod:`refold.weights` uses."""
+class NormalizedWeight(ComputedWeight):
+    """A weight from its direction ``weight_v``, and from a gain and an offset per output unit, ``weight_g`` and
+    ``weight_offset``, of shape ``(units,)`` in float32 or wider."""
 
-    abs = staticmethod(paddle.abs)
-    clip = staticmethod(paddle.clip)
-    floor = staticmethod(paddle.floor)
-    log2 = staticmethod(paddle.log2)
-    ones_like = staticmethod(paddle.ones_like)
-    power = staticmethod(paddle.pow)
-    reshape = staticmethod(paddle.reshape)
-    sqrt = staticmethod(paddle.sqrt)
-    transpose = staticmethod(paddle.transpose)
-    where = staticmethod(paddle.where)
-    zeros_like = staticmethod(paddle.zeros_like)
+    def __init__(self, name: str, rows: Rows, normalizer: Any, *, gain: bool, offset: bool) -> None:
+        super().__init__(name, rows)
+        self.method = normalizer if isinstance(normalizer, Normalization) else None
+        self.normalizer = None if self.method else normalizer
+        self.gain = gain
+        self.offset = offset
 
-    def cast(self, x: Any, dtype: str) -> Any:
-        """``x`` in another type."""
-        return paddle.cast(x, dtype)
+    def starts(self, matrix: Any) -> Mapping[str, Start]:
+        """The gain and the offset, where there are any."""
+        if self.method is not None:
+            parts = self.method.decompose(PADDLE, matrix)
+        else:
+            parts = fit_rows(PADDLE, self._applied(matrix), matrix, offset=self.offset)
+        offset = paddle.zeros_like(parts.gain) if parts.offset is None else parts.offset
+        chosen = {"g": (self.gain, parts.gain), "offset": (self.offset, offset)}
+        return {end: Start(paddle.reshape(value, [-1])) for end, (used, value) in chosen.items() if used}
 
-    def stop_gradient(self, x: Any) -> Any:
-        """``x`` as a constant."""
-        return x.detach()
+    def compose(self, layer: Any, matrix: Any) -> Any:
+        """The method's formula."""
+        gain, offset = self.column(layer, "g"), self.column(layer, "offset")
+        if self.method is not None:
+            return self.method.compose(PADDLE, matrix, gain, offset)
+        normalized = self._applied(matrix)
+        normalized = normalized if gain is None else normalized * gain
+        return normalized if offset is None else normalized + offset
 
-    def max(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The largest entry along an axis."""
-        return paddle.max(x, axis=axis, keepdim=keepdims)
+    def force(self, layer: Any) -> None:
+        """Store the rows that EDM2 forces, if that is the method."""
+        if isinstance(self.method, MagnitudePreserving):
+            with paddle.no_grad():
+                stored = self.part(layer, "v")
+                stored.set_value(self.as_weight(self.method.force(PADDLE, self.stored(layer)), stored))
 
-    def mean(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The mean along an axis."""
-        return paddle.mean(x, axis=axis, keepdim=keepdims)
-
-    def sum(self, x: Any, *, axis: int, keepdims: bool) -> Any:
-        """The sum along an axis."""
-        return paddle.sum(x, axis=axis, keepdim=keepdims)
-
-
-PADDLE: Any = _Paddle()
-
-
-@final
-class NormalizedWeight:
-    """A hook in front of a layer's forward: the weight from its direction, gain and offset.
-
-    It makes a new tensor at each call and writes to no parameter."""
-
-    def __init__(self, name: str, rows: Rows, normalization: Normalization) -> None:
-        self.name = name
-        self.rows = rows
-        self.normalization = normalization
-
-    def compute(self, layer: Any) -> Any:
-        """The weight, in the type in which its direction is stored."""
-        # Through a copy, or the direction's gradient would be a transposed view, and paddle.DataParallel leaves
-        # such gradients out of its sum (Paddle 3.3) without a word.
-        direction = paddle.assign(getattr(layer, f"{self.name}_v"))
-        matrix = self.rows.to_matrix(PADDLE, widen(PADDLE, direction))
-        gain, offset = (getattr(layer, f"{self.name}_{part}", None) for part in ("g", "offset"))
-        columns = [None if part is None else paddle.reshape(part, [-1, 1]) for part in (gain, offset)]
-        weight = self.rows.from_matrix(PADDLE, self.normalization.compose(PADDLE, matrix, *columns))
-        return paddle.cast(weight, dtype_name(direction))
-
-    def __call__(self, layer: Any, inputs: Any) -> None:
-        """Before a forward: give the layer its weight."""
-        object.__setattr__(layer, self.name, self.compute(layer))
+    def _applied(self, matrix: Any) -> Any:
+        assert self.normalizer is not None
+        return self.normalizer(matrix)
 
 
 def weight_normalization(
     layer: Any,
     name: str = "weight",
-    normalizer: str = "unit",
+    normalizer: str | Normalization | Any = "unit",
     *,
     epsilon: float | None = None,
     gain: bool = True,
@@ -105,16 +70,19 @@ def weight_normalization(
     """Train the weight ``name`` of ``layer`` as a direction and a gain per output unit; returns the layer.
 
     The weight is seen as a matrix with one row per output unit: a column of a Linear's weight, a filter of a
-    convolution (transposed ones too), a row of an Embedding. Its parameter becomes the direction,
-    ``weight_v``; the gain is a new parameter ``weight_g`` of shape ``(units,)`` and, where the normalizer takes
-    the row's mean out, there is an offset ``weight_offset``. They start such that nothing changes that the
-    layer computes. :func:`refold.fold` makes plain weights of them again.
+    convolution (of transposed and grouped ones too), a row of an Embedding, a gate of one unit of a recurrent cell
+    or layer (``name="weight_hh_l0"`` of the layer: ``nn.LSTM`` does not call its cells); the projections of
+    ``nn.MultiHeadAttention`` are Linear layers. Its parameter becomes the direction, ``weight_v``; the gain is a
+    new parameter ``weight_g`` of shape ``(units,)`` and, where the normalizer takes the row's mean out, there is an
+    offset ``weight_offset``. They start such that nothing changes that the layer computes. :func:`refold.fold`
+    makes plain weights of them again.
 
     Args:
         layer: a layer of Paddle, in place.
         name: of the parameter.
         normalizer: ``"unit"``, weight normalization (arXiv:1602.07868); ``"layer"``, weight standardization
-            (arXiv:1903.10520); ``"rms"``: see :mod:`refold.weights`.
+            (arXiv:1903.10520); or another name, or an object, of :mod:`refold.weights`; or a layer that is applied
+            to the matrix, such as ``nn.LayerNorm(fan_in)``, which becomes a part of ``layer``.
         epsilon: added to the size of each row, not under the root; by default the normalizer's own.
         gain: whether each unit has a learnable gain. Without it the rows keep the size that the normalizer
             gives them, which changes what the layer computes.
@@ -122,58 +90,46 @@ def weight_normalization(
         axis: the axes of the weight that number the output units, for other layers than those above.
 
     The norms are computed in float32 or wider and rounded once to the weight's type. A weight that is frozen
-    (``stop_gradient``) stays so, gain and offset included.
+    (``stop_gradient``) stays so, gain and offset included. Attach before the optimizer is made: it has to see the
+    new parameters.
 
     Raises:
-        ValueError: the layer is recurrent, has no such parameter, is normalized already, or nothing tells its
-            output units.
+        ValueError: the layer has no such parameter, it is normalized already, or nothing tells its output units.
     """
-    called = f"the layer {type(layer).__name__}"
-    if isinstance(layer, _RECURRENT):
-        raise ValueError(
-            f"{called} is recurrent: its forward packs its weights elsewhere, so normalizing '{name}' would do "
-            "nothing; normalize the layers around it"
-        )
-    if any(getattr(hook, "name", None) == name for hook in layer._forward_pre_hooks.values()):
-        raise ValueError(f"the parameter '{name}' of {called} is normalized already")
-    weight = layer._parameters.get(name)
-    if weight is None:
-        known = ", ".join(key for key, value in layer._parameters.items() if value is not None) or "none"
-        raise ValueError(f"{called} has no parameter '{name}' of its own (it has: {known})")
-    wide = working_dtype(dtype_name(weight))
-    rows = Rows(tuple(weight.shape), _unit_axes(layer, name, axis))
-    normalization = method(normalizer, epsilon)
-    with paddle.no_grad():
-        parts = normalization.decompose(PADDLE, rows.to_matrix(PADDLE, widen(PADDLE, weight)))
-    use_offset = normalization.centered and gain if offset is None else offset
-    del layer._parameters[name]
-    layer.add_parameter(f"{name}_v", weight)
-    for part, used, start in (("g", gain, parts.gain), ("offset", use_offset, parts.offset)):
-        if used:
-            values = paddle.zeros([rows.units]) if start is None else paddle.reshape(start, [-1])
-            made = paddle.create_parameter(
-                [rows.units], dtype=wide, default_initializer=nn.initializer.Constant(0.0)
-            )
-            made.set_value(values.astype(wide))
-            made.stop_gradient = weight.stop_gradient
-            layer.add_parameter(f"{name}_{part}", made)
-    hook = NormalizedWeight(name, rows, normalization)
-    layer.register_forward_pre_hook(hook)
-    hook(layer, ())
+    chosen = method(normalizer, epsilon) if isinstance(normalizer, str) else normalizer
+    centered = not isinstance(chosen, Normalization) or chosen.centered
+    use_offset = centered and gain if offset is None else offset
+
+    def make(name: str, rows: Rows) -> NormalizedWeight:
+        if not isinstance(chosen, Normalization):
+            _check_normalizer(chosen, epsilon, rows)
+        return NormalizedWeight(name, rows, chosen, gain=gain, offset=use_offset)
+
+    attach(layer, name, axis, make)
+    if isinstance(chosen, nn.Layer):
+        layer.add_sublayer(f"{name}_normalizer", chosen)
     return layer
 
 
-def _unit_axes(layer: Any, name: str, axis: int | Sequence[int] | None) -> tuple[int, ...]:
-    if axis is not None:
-        return (axis,) if isinstance(axis, int) else tuple(axis)
-    found = next((axes for kind, axes in UNIT_AXES.items() if isinstance(layer, kind)), None)
-    if found is None or name != "weight":
-        raise ValueError(
-            f"nothing tells which axes of '{name}' number the output units of the layer {type(layer).__name__}: "
-            "pass axis"
-        )
-    if found == (1,) and getattr(layer, "_groups", 1) > 1:
-        raise ValueError(
-            f"no axes of the weight of a {type(layer).__name__} with groups number its output units: pass axis"
-        )
-    return found
+def force_magnitudes(model: Any) -> None:
+    """Set the stored rows of every weight that is normalized by ``"magnitude"`` to length sqrt(fan-in).
+
+    To be called after each step of the optimizer, as EDM2 (arXiv 2312.02696) does before each: a forward never
+    writes here. What the model computes stays the same, but for what epsilon is beside the old length.
+    """
+    for _, layer, hook in computed(model):
+        if isinstance(hook, NormalizedWeight):
+            hook.force(layer)
+
+
+def _check_normalizer(normalizer: Any, epsilon: float | None, rows: Rows) -> None:
+    called = f"the normalizer {type(normalizer).__name__}"
+    if not isinstance(normalizer, nn.Layer):
+        raise ValueError(f"{called} is neither the name of a method, nor a method of refold.weights, nor a layer")
+    if epsilon is not None:
+        raise ValueError(f"epsilon is for named normalizers: {called} has its own")
+    if hasattr(normalizer, "_mean"):
+        raise ValueError(f"{called} normalizes over the output units, not over the weights of each")
+    shape = getattr(normalizer, "_normalized_shape", None)
+    if shape is not None and prod(shape) != rows.fan_in:
+        raise ValueError(f"{called} is for rows of {prod(shape)} weights; an output unit has {rows.fan_in}")

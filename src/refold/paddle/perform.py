@@ -11,7 +11,9 @@ import numpy as np
 import paddle
 
 from refold.paddle import patches
-from refold.paddle.trace import Origin, Step, computed_weights, dtype_name
+from refold.paddle.recurrent import is_packed, repack
+from refold.paddle.tensors import computed_weights
+from refold.paddle.trace import Origin, Step, dtype_name
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol, leaves, mapped
 
@@ -101,6 +103,8 @@ def twin(layer: Any, computed: dict[str, Any], memo: dict[int, Any] | None = Non
         frozen = all(getattr(layer, own).stop_gradient for own in sources)
         # Through float64, which holds every type: of bfloat16 numpy has but the bits.
         made.add_parameter(name, parameter(value.astype("float64").numpy(), dtype_name(value), not frozen))
+    if computed and is_packed(made):
+        repack(made)
     return made
 
 

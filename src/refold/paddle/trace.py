@@ -19,7 +19,9 @@ import paddle
 
 from refold.paddle import patches
 from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, SET_ITEM, WRITING
+from refold.paddle.recurrent import is_packed
 from refold.paddle.sentences import first_line
+from refold.paddle.tensors import current_weights, stored
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 
@@ -457,25 +459,8 @@ def is_leaf(layer: Any) -> bool:
     """Whether a layer is one step: Paddle ships it, it calls no others, and has no activation of its own (as
     ``nn.BatchNorm(act="relu")`` has)."""
     shipped = type(layer).__module__.startswith("paddle.nn.")
-    return shipped and not layer._sub_layers and getattr(layer, "_act", None) is None
-
-
-def computed_weights(layer: Any) -> dict[str, tuple[str, ...]]:
-    """The weights that a hook computes from parameters (``weight`` from ``weight_v`` and ``weight_g``), and the
-    names of those."""
-    tensors = [*layer._buffers, *(name for name, value in vars(layer).items() if isinstance(value, Tensor))]
-    stored = [*layer._parameters, *layer._buffers]
-    made = {name: tuple(own for own in stored if own.startswith(f"{name}_")) for name in tensors}
-    hooked = bool(layer._forward_pre_hooks)
-    return {name: sources for name, sources in made.items() if hooked and sources}
-
-
-def current_weights(layer: Any) -> dict[str, Any]:
-    """The tensors that a layer computes with, by their names; not those of which a hook made others."""
-    hidden = {name for sources in computed_weights(layer).values() for name in sources}
-    found = {**layer._parameters, **layer._buffers}
-    found.update({name: value for name, value in vars(layer).items() if isinstance(value, Tensor)})
-    return {name: found[name] for name in sorted(found) if found[name] is not None and name not in hidden}
+    alone = not layer._sub_layers or is_packed(layer)
+    return shipped and alone and getattr(layer, "_act", None) is None
 
 
 def dtype_name(tensor: Any) -> str:
@@ -493,9 +478,3 @@ def _untouched(model: Any) -> Iterator[None]:
         for tensor, version, value in before:
             if tensor.inplace_version != version:
                 tensor.copy_(value, True)
-
-
-def stored(model: Any) -> list[Any]:
-    """The parameters and buffers of a model, each once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return list({id(tensor): tensor for tensor in tensors if tensor._is_initialized()}.values())

@@ -1,0 +1,45 @@
+"""Where Paddle's recurrent layers keep their weights: under their own names, in cells, and packed for a kernel."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from paddle import nn
+
+# What nn.SimpleRNN, nn.LSTM and nn.GRU have in common; it has no public name.
+RECURRENT: Any = nn.LSTM.__bases__[0]
+OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def is_packed(layer: Any) -> bool:
+    """Whether a layer is one of Paddle's recurrent ones that hands all its weights to one kernel."""
+    return bool(getattr(layer, "could_use_cudnn", False)) and hasattr(layer, "_all_weights")
+
+
+def cells(layer: Any) -> Iterator[tuple[str, Any]]:
+    """The cells of a recurrent layer, with the end of the names of their weights: ``"_l0"``, ``"_l0_reverse"``."""
+    for number, inner in enumerate(layer):
+        if hasattr(inner, "cell"):
+            yield f"_l{number}", inner.cell
+        else:
+            yield f"_l{number}", inner.cell_fw
+            yield f"_l{number}_reverse", inner.cell_bw
+
+
+def repack(layer: Any) -> None:
+    """Put the parameters of a recurrent layer into its cells and its packed list, and into Paddle's order."""
+    order = []
+    for end, cell in cells(layer):
+        for own in OWN:
+            parameter = layer._parameters.get(own + end)
+            if parameter is not None:
+                vars(cell).pop(own, None)
+                cell._parameters.pop(own, None)  # so that it comes behind those before it
+                cell._parameters[own] = parameter
+                order.append(own + end)
+    rest = [name for name in layer._parameters if name not in order]
+    layer._parameters = OrderedDict((name, layer._parameters[name]) for name in (*order, *rest))
+    if is_packed(layer):
+        layer.flatten_parameters()
