@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakIdKeyDictionary
 
 from refold.torch.units import rows_of
-from refold.torch.written import computed_weight
+from refold.torch.written import computed_weight, watched
 from refold.weights import Rows
 
 Tensor = torch.Tensor
@@ -41,6 +41,10 @@ class ParametrizedRows(nn.Module):
     def right_inverse(self, weight: Tensor) -> Any:
         """What to store for ``weight``."""
         raise NotImplementedError
+
+    def linear(self, x: Tensor, bias: Tensor | None, *originals: Tensor) -> Tensor | None:
+        """``functional.linear`` of ``x`` and the weight, if that can be had faster than by making the weight."""
+        return None
 
     def forward(self, *originals: Tensor) -> Tensor:
         """The weight, which takes what is written into it."""
@@ -111,7 +115,7 @@ def _others(weight: nn.Parameter, parametrization: ParametrizedRows, called: str
 
 
 def _extend(module: Any, plain: Any) -> None:
-    """Let the class that torch made be pickled, and have recurrent layers see their computed weights."""
+    """Let the class that torch made be pickled, recurrent ones see computed weights, and linear ones do without."""
     made: Any = type(module)
     made.__reduce_ex__ = _reduced
     if issubclass(plain, nn.RNNBase):
@@ -119,6 +123,8 @@ def _extend(module: Any, plain: Any) -> None:
         made._flat_weights = property(_flat_weights, lambda self, value: None)
         made._update_flat_weights = lambda self: None
         made.forward = _recurrent(plain)
+    elif plain.forward is nn.Linear.forward:
+        made.forward = _linear(plain)
 
 
 def _reduced(module: Any, protocol: Any) -> Any:
@@ -150,3 +156,31 @@ def _recurrent(plain: Any) -> Callable[..., Any]:
             del vars(self)["_computed_weights"]
 
     return forward
+
+
+# Whether torch exports: what is exported is computed once, where the weight is made of constants.
+_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+
+
+def _linear(plain: Any) -> Callable[..., Any]:
+    def forward(self: Any, input: Tensor) -> Any:
+        """The layer's own, or, where nobody needs to see the weight, the same without making it."""
+        if "weight" in self.parametrizations and _is_alone(input):
+            found = self.parametrizations["weight"]
+            if len(found) == 1 and isinstance(found[0], ParametrizedRows):
+                made = found[0].linear(input, self.bias, *_originals(found))
+                if made is not None:
+                    return made
+        return plain.forward(self, input)
+
+    return forward
+
+
+def _is_alone(input: Any) -> bool:
+    if type(input) not in (Tensor, nn.Parameter) or parametrize._cache_enabled:
+        return False
+    return not _exporting() if torch.compiler.is_compiling() else not watched()
+
+
+def _originals(found: Any) -> list[Tensor]:
+    return [found.original] if found.is_tensor else [getattr(found, f"original{i}") for i in range(found.ntensors)]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from refold.torch import output_side
 from refold.torch.attach import ParametrizedRows, attach
 from refold.torch.namespace import TORCH
 from refold.torch.rows import as_matrix, as_weight, compose, decompose
@@ -41,15 +42,29 @@ class NormalizedWeight(ParametrizedRows):
 
     def weight(self, *originals: torch.Tensor) -> torch.Tensor:
         """The weight, in the shape and type of the direction, which is the first original."""
-        direction, *remaining = originals
-        gain = remaining.pop(0) if self.gain else None
-        offset = remaining.pop(0) if self.offset else None
+        direction, gain, offset = self._parts(*originals)
         if self.method is not None:
             return compose(self.method, self.rows, direction, gain, offset)
         normalized = self._normalized(direction)
         normalized = normalized if gain is None else normalized * gain.reshape(-1, 1)
         normalized = normalized if offset is None else normalized + offset.reshape(-1, 1)
         return as_weight(self.rows, normalized, direction)
+
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None, *originals: torch.Tensor) -> torch.Tensor | None:
+        """The output, normalized, where that is faster than the weight: see :mod:`refold.torch.output_side`."""
+        direction, gain, offset = self._parts(*originals)
+        if (
+            self.method is None
+            or self.rows.unit_axes != (0,)
+            or type(direction) not in (torch.Tensor, nn.Parameter)
+        ):
+            return None
+        return output_side.linear(self.method, self.rows, x, direction, gain, offset, bias)
+
+    def _parts(self, *originals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        direction, *remaining = originals
+        gain = remaining.pop(0) if self.gain else None
+        return direction, gain, remaining.pop(0) if self.offset else None
 
     def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Direction, gain and offset with which :meth:`forward` gives ``weight``."""

@@ -104,19 +104,25 @@ def _ordinary(
         farthest = 0.0 if mean is None else (mean.abs() / norm).amax().item() * fan_in**0.5
     except RuntimeError:  # the numbers are not there: in a fake tensor
         return None
-    limits = torch.finfo(matrix.dtype)
-    # The squares of such norms are as far from overflow as from underflow; a NaN is never in between.
-    bound = limits.max**0.375
+    bound = ordinary_bound(matrix.dtype)
     if not (1 / bound < least and most < bound and farthest < _MEAN_OVER_DEVIATION):
         return None
     # An epsilon counts the more the smaller the norm.
     smallest = method.size(NUMPY, np.float64(least), fan_in).value
-    straight = abs(smallest - slope * least) <= limits.eps * smallest
+    straight = abs(smallest - slope * least) <= torch.finfo(matrix.dtype).eps * smallest
     if not straight:
         weight = values * (factor / method.size(TORCH, norm, fan_in).value)
     if offset is not None:
         weight = weight.add_(offset.detach())
     return _Ordinary(weight, values, mean, norm, slope if straight else None)
+
+
+def ordinary_bound(dtype: torch.dtype) -> float:
+    """Norms below this number, and above its inverse, have squares as far from overflow as from underflow.
+
+    A NaN is never in between.
+    """
+    return float(torch.finfo(dtype).max ** 0.375)
 
 
 @cache

@@ -21,7 +21,7 @@ def computed_weight(weight: Tensor, take: Callable[[Tensor], None]) -> Tensor:
 
     Whoever compiles, exports, transforms or listens gets the plain tensor, as does one of another class.
     """
-    if type(weight) is not Tensor or torch.compiler.is_compiling() or _watched():
+    if type(weight) is not Tensor or torch.compiler.is_compiling() or watched():
         return weight
     made = weight.as_subclass(ComputedWeight)
     made.on_write = take
@@ -65,7 +65,8 @@ class ComputedWeight(Tensor):
 _SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
 
 
-def _watched() -> bool:
+def watched() -> bool:
+    """Whether somebody traces, transforms or listens to torch's functions, and so has to see the plain ones."""
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return True
     if not torch._C._len_torch_function_stack():
