@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -92,6 +94,74 @@ def test_local_functions_are_left_alone() -> None:
     assert plain.functions == model.functions
     assert_same_function(model, plain)
     assert refold.prove(model, plain).ok
+
+
+def test_functions_that_hold_what_folds_are_inlined() -> None:
+    b = Builder()
+    x = b.input("N", 4, 8, 8)
+
+    def function(name: str, body: list[onnx.NodeProto], *inputs: str, **settings: Any) -> onnx.FunctionProto:
+        opsets = [helper.make_opsetid("", settings.get("opset", 18)), helper.make_opsetid("own", 1)]
+        attributes = settings.get("attributes", [])
+        return helper.make_function("own", name, inputs, ["y"], body, opsets, attributes)
+
+    swish = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    scaled = helper.make_node("Conv", ["x", "w"], ["c"])
+    pads = onnx.AttributeProto(name="pads", ref_attr_name="pads", type=onnx.AttributeProto.INTS)
+    scaled.attribute.append(pads)
+    branch = [scaled, helper.make_node("Mul", ["c", "a"], ["y"])]
+    block = [
+        helper.make_node("Branch", ["x", "w3", "a"], ["one"], domain="own", pads=[1] * 4),
+        helper.make_node("Branch", ["x", "w1", "a"], ["two"], domain="own", pads=[0] * 4),
+        helper.make_node("Add", ["one", "two"], ["sum"]),
+        helper.make_node("Swish", ["sum"], ["y"], domain="own"),
+    ]
+    functions = [
+        function("Swish", swish, "x"),
+        function("Branch", branch, "x", "w", "a", attributes=["pads"]),
+        function("Block", block, "x", "w3", "w1", "a"),
+    ]
+    y = x
+    for _ in range(2):
+        weights = [b.random(4, 4, 3, 3), b.random(4, 4, 1, 1), b.constant(b.rng.uniform(0.5, 2, (4, 1, 1)))]
+        y = b.op("Block", y, *weights, domain="own")
+    model = b.model(y, functions=functions, domains=["own"])
+    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(1, ["N", 4, 8, 8]))
+    onnx.checker.check_model(model)
+    plain = refold.fold(model)
+    onnx.checker.check_model(plain, full_check=True)
+    assert operators(plain) == {"Conv": 2, "Swish": 2}
+    assert [function.name for function in plain.functions] == ["Swish"]
+    assert [value.name for value in plain.graph.output] == [y]
+    assert_same_function(model, plain, 8)
+    assert not refold.inspect(plain).changes_something
+    certificate = refold.prove(model, plain)
+    assert certificate.ok
+    assert str(certificate.verdict) == "proved", str(certificate)
+
+
+def test_calls_stay_calls_where_nothing_folds_or_they_run_in_a_circle() -> None:
+    def model(body: list[onnx.NodeProto], opset: int = 18) -> onnx.ModelProto:
+        b = Builder()
+        x = b.input("N", 4, 8, 8)
+        own = helper.make_function(
+            "own", "F", ["x", "w"], ["y"], body, [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+        )
+        y = b.op("F", x, b.random(4, 4, 3, 3), domain="own")
+        made = b.model(b.op("Neg", y), functions=[own], domains=["own"])
+        made.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(1, ["N", 4, 6, 6]))
+        return made
+
+    conv, relu = helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])
+    unchanged = model([conv, relu])
+    same = refold.fold(unchanged)
+    assert operators(same) == {"F": 1, "Neg": 1}
+    assert [node.op_type for node in same.functions[0].node] == ["Conv", "Relu"]
+    other_meaning = model([conv, helper.make_node("Neg", ["c"], ["y"])], opset=17)
+    assert operators(refold.fold(other_meaning)) == {"F": 1, "Neg": 1}
+    circle = model([conv, relu])
+    circle.functions[0].node[1].CopyFrom(helper.make_node("F", ["c", "w"], ["y"], domain="own"))
+    assert operators(refold.fold(circle)) == {"F": 1, "Neg": 1}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

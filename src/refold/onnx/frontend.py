@@ -21,6 +21,7 @@ from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.plan import Plan
 from refold.onnx import execute, express
 from refold.onnx.execute import Session
+from refold.onnx.functions import inlined
 from refold.onnx.lift import lift_model
 from refold.onnx.lower import lower_plan
 from refold.onnx.reference import FLOATS
@@ -42,7 +43,7 @@ class OnnxFrontend:
         out; a shape in it fixes nothing."""
         gives_proto = isinstance(model, onnx.ModelProto)
         read = _read(model) if gives_proto else model
-        graph, record, notes = lift_model(read)
+        graph, record, notes = lift_model(inlined(read))
         defaults = {
             str(value.name): partial(execute.stored, value.const_value)
             for value in record.inputs
@@ -56,7 +57,11 @@ class OnnxFrontend:
 
     def lower(self, lifted: Lifted, plan: Plan) -> Any:
         """A new model of the kind that was given, which follows the plan."""
-        model = lower_plan(lifted.graph, lifted.record.record, plan)
+        if plan.changes_something:
+            model = lower_plan(lifted.graph, lifted.record.record, plan)
+        else:  # the model as it was given, with the calls of its functions
+            model = lifted.model.clone()
+            model.meta.update(lifted.model.meta)
         return ir.to_proto(model) if lifted.record.gives_proto else model
 
     def unfold(self, model: Any, choose: Choose, example: Any = None) -> Rich:
