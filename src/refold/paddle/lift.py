@@ -25,13 +25,15 @@ from refold.graph.graph import Gain, Graph, Node, Op, Opaque, Pad, Value, alive
 from refold.graph.layout import settled
 from refold.paddle import linear
 from refold.paddle.constants import bake
+from refold.paddle.examples import array_of
 from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import perform, recomputed
 from refold.paddle.sentences import first_line
 from refold.paddle.tensors import computed_weights, stored
 from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, record
+from refold.recording.same import say_the_same
 from refold.recording.sizes import Size, formula_of, sizes_in
-from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
+from refold.recording.symbols import Symbol, symbols
 
 # Numbers of elements beyond which a rearrangement is not tried out.
 MOST_ELEMENTS = 2**24
@@ -117,43 +119,21 @@ def _difference(first: Trace, second: Trace) -> tuple[Scope | None, str] | None:
         )
         if not alike:
             return one.scope, "takes another way at another size, or depends on chance"
-        if not _same((one.args, one.kwargs), (two.args, two.kwargs)):
+        if not say_the_same((one.args, one.kwargs), (two.args, two.kwargs), _equal):
             return one.scope, "is bound to a size of its input, or uses it in a way that is not seen"
     if len(first.steps) != len(second.steps):
         return None, "takes another way at another size, or depends on chance"
-    if not _same(first.outputs, second.outputs):
+    if not say_the_same(first.outputs, second.outputs, _equal):
         return None, "returns something else at another size"
     return None
 
 
-def _same(one: Any, two: Any) -> bool:
-    """Whether two nests of arguments say the same."""
-    first, second = list(leaves(one)), list(leaves(two))
-    return len(first) == len(second) and all(map(_same_leaf, first, second))
-
-
-def _same_leaf(one: Any, two: Any) -> bool:
-    if isinstance(one, Symbol) or isinstance(two, Symbol):
-        return isinstance(one, Symbol) and isinstance(two, Symbol) and one.name == two.name
-    if isinstance(one, Constant) and isinstance(two, Constant):
-        return one.tensor is two.tensor or _same_tensor(one.tensor, two.tensor)
-    if isinstance(one, Size) or isinstance(two, Size):
-        return bool(_names_in(one) == _names_in(two))
-    if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
-        return bool(np.array_equal(one, two))
-    return bool(type(one) is type(two) and (one is two or one == two or one != one))
-
-
-def _same_tensor(one: Any, two: Any) -> bool:
+def _equal(one: Any, two: Any) -> bool:
+    """Whether two tensors or two arrays hold the same numbers."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
-    a, b = (np.asarray(t.astype("float32").numpy() if "bfloat" in str(t.dtype) else t.numpy()) for t in (one, two))
+    a, b = np.asarray(array_of(one)), np.asarray(array_of(two))
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-
-
-def _names_in(number: Any) -> Any:
-    """A formula with names in the place of symbols."""
-    return mapped(lambda leaf: leaf.name if isinstance(leaf, Symbol) else leaf, formula_of(number))
 
 
 def _check(first: Trace, second: Trace) -> None:

@@ -15,8 +15,9 @@ from typing import Any, final
 
 import torch
 
+from refold.recording.same import say_the_same
 from refold.recording.sizes import Size, formula_of, sizes_in
-from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
+from refold.recording.symbols import Constant, Symbol, mapped, symbols
 from refold.torch.perform import perform
 from refold.torch.trace import RetryError, Scope, Step, Trace, UntraceableError, first_line, record, untouched
 
@@ -163,40 +164,19 @@ def _difference(first: Trace, second: Trace) -> tuple[Scope | None, str] | None:
         alike = one.function is two.function and one.module is two.module and len(one.gives) == len(two.gives)
         if not alike or [len(s.shape) for s in one.gives] != [len(s.shape) for s in two.gives]:
             return one.scope, "takes another way at another size, or depends on chance"
-        if not _same((one.args, one.kwargs), (two.args, two.kwargs)):
+        if not say_the_same((one.args, one.kwargs), (two.args, two.kwargs), _same_tensor):
             return one.scope, "is bound to a size of its input, or uses it in a way that is not seen"
     if len(first.steps) != len(second.steps):
         return None, "takes another way at another size, or depends on chance"
-    if not _same(first.outputs, second.outputs):
+    if not say_the_same(first.outputs, second.outputs, _same_tensor):
         return None, "returns something else at another size"
     return None
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether two nests of arguments say the same."""
-    first, second = list(leaves(one)), list(leaves(two))
-    return len(first) == len(second) and all(map(_same_leaf, first, second))
-
-
-def _same_leaf(one: Any, two: Any) -> bool:
-    if isinstance(one, Symbol) or isinstance(two, Symbol):
-        return isinstance(one, Symbol) and isinstance(two, Symbol) and one.name == two.name
-    if isinstance(one, Constant) and isinstance(two, Constant):
-        return one.tensor is two.tensor or _same_tensor(one.tensor, two.tensor)
-    if isinstance(one, Size) or isinstance(two, Size):
-        return bool(_names_in(one) == _names_in(two))
-    return bool(type(one) is type(two) and (one is two or one == two or one != one))
 
 
 def _same_tensor(one: Any, two: Any) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return bool(((one == two) | ((one != one) & (two != two))).all())
-
-
-def _names_in(number: Any) -> Any:
-    """A formula with names in the place of symbols."""
-    return mapped(lambda leaf: leaf.name if isinstance(leaf, Symbol) else leaf, formula_of(number))
 
 
 def _check(first: Trace, second: Trace) -> None:
