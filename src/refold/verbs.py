@@ -109,19 +109,29 @@ def _block(block: str | BlockFunction) -> BlockFunction:
     return known[block]
 
 
-def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0) -> Certificate:
+def prove(model: Any, plain: Any, example: Any = None, *, seed: int = 0, end_to_end: bool = True) -> Certificate:
     """Are ``model`` and ``plain`` the same function? The certificate's ``ok`` says it, the rest is the
     evidence (``docs/certificate.md``).
 
     The two need not come from :func:`fold`; they must be models of one framework. If ``example`` holds
-    arrays (and not a shape), the whole models are compared on them as well.
+    arrays (and not a shape), the whole models are compared on them as well. ``end_to_end=False`` saves the time of
+    running the whole models on a dozen inputs, where everything is proved without that.
     """
     frontend = frontend_of(model)
     if frontend_of(plain) is not frontend:
         raise InputError("the two models are of different frameworks; prove compares models of one framework")
     before, after = frontend.lift(model, example), frontend.lift(plain, example)
     given = frontend.arrays(example)
-    return prove_lifted(frontend, before, after, given, seed=seed, versions=frontend.versions(), witness=Formulas())
+    return prove_lifted(
+        frontend,
+        before,
+        after,
+        given,
+        seed=seed,
+        versions=frontend.versions(),
+        witness=Formulas(),
+        end_to_end=end_to_end,
+    )
 
 
 def check(
@@ -137,7 +147,7 @@ def check(
         stored = certificate if isinstance(certificate, Certificate) else Certificate.from_json(certificate)
     except ValueError as error:
         raise InputError(f"this is no certificate that can be checked: {error}") from error
-    return compare(stored, prove(model, plain, example, seed=stored.seed))
+    return compare(stored, prove(model, plain, example, seed=stored.seed, end_to_end=bool(stored.end_to_end)))
 
 
 def bench(

@@ -228,3 +228,19 @@ def test_names_cannot_steer_the_terminal() -> None:
     text = str(check(model, model))
     assert "\x1b" not in text
     assert r"a\x1b[31m\x0ab" in text
+
+
+def test_what_is_proved_need_not_be_measured() -> None:
+    model = stack(np.random.default_rng(0), blocks=1)
+    certificate = check(model.before, model.after, end_to_end=False)
+    assert certificate.verdict is Verdict.PROVED
+    assert not certificate.end_to_end
+    assert "only a proof was asked for" in certificate.notes[0]
+
+
+def test_what_is_not_proved_is_measured_whatever_was_asked_for() -> None:
+    model = stack(np.random.default_rng(0), blocks=1)
+    bias = next(s for s in model.after.steps if s.name == "block0/folded").weights["b"] + np.float32(1.0)
+    certificate = check(model.before, model.after.edited("block0/folded", b=bias), end_to_end=False)
+    assert certificate.verdict is Verdict.REFUTED
+    assert certificate.end_to_end

@@ -15,7 +15,7 @@ from typing import final
 import numpy as np
 
 from refold.errors import InputError
-from refold.frontend import AnyArray
+from refold.frontend import AnyArray, unit_roundoff
 from refold.graph.graph import Node, Opaque
 from refold.proof.certificate import LocalResult, RegionResult, StructureResult, Verdict
 from refold.proof.cone import Cone, cone, ranks
@@ -27,9 +27,9 @@ from refold.proof.trial import Evidence, Link, Models, respond
 
 Claim = tuple[str, str]  # a value of the second model, and the value of the original that it equals
 
-# What float64 of rounded weights may differ by, where nothing better than the size of the value is known.
-_MEASURED = 1e-5
-_ROUNDINGS = 16.0
+# By so many roundings of the largest value two ways in float64 may differ whose weights were rounded, where nothing
+# better is known.
+_ROUNDINGS = 32
 
 
 @final
@@ -266,7 +266,7 @@ class Claims:
         if one.shape != two.shape:
             return Finding(claim, Verdict.REFUTED, f"{why}, and gives another shape", link=link)
         error = _relative(one, two)
-        if not error <= max(_MEASURED, _ROUNDINGS * self.pairing.u):
+        if not error <= self._tolerance:
             sentence = f"{why}, and its values differ by {error:.3g} of the largest"
             return Finding(claim, Verdict.REFUTED, sentence, link=link)
         # The same inputs and other parameters: some input shows it, such as a row of a table that no random
@@ -275,12 +275,17 @@ class Claims:
             return Finding(claim, Verdict.REFUTED, f"{why}, and it reads what the original reads", link=link)
         return Finding(claim, Verdict.MEASURED, f"{why}; on random inputs its values agree", link=link)
 
+    @property
+    def _tolerance(self) -> float:
+        """What may differ where the stored weights were rounded, as a part of the largest value."""
+        return _ROUNDINGS * max(self.pairing.u, unit_roundoff("float32"))
+
     def _reads_the_same(self, node: Node, other: Node, seen: Mapping[str, AnyArray]) -> bool:
         return all(
             mine in seen
             and theirs in self.pairing.values
             and seen[mine].shape == self.pairing.values[theirs].shape
-            and _relative(self.pairing.values[theirs], seen[mine]) <= _MEASURED
+            and _relative(self.pairing.values[theirs], seen[mine]) <= self._tolerance
             for mine, theirs in zip(node.inputs, other.inputs, strict=True)
         )
 
