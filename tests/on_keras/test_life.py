@@ -75,6 +75,22 @@ def test_a_table_of_tokens_that_is_read_both_ways_is_one_after_the_fold():
     close(plain(tokens(2, 5)), model(tokens(2, 5)))
 
 
+def test_a_layer_that_is_wrapped_here_and_bare_there_is_two_after_the_fold():
+    """The bare one computes with the direction, whose size training moves away from the gain's."""
+    bare, entry = layers.Dense(6), keras.Input((6,))
+    first = WeightNormalization(bare)(entry)
+    model = keras.Model(entry, bare(layers.Activation("relu")(first)))
+    x = image(3, 6)
+    close(model(x), number(bare(np.maximum(number(bare(x)), 0))))
+    bare.kernel.assign(3 * number(bare.kernel))
+    expected = number(model(x))
+    kernel = number(bare.kernel)
+    close(expected, np.maximum(x @ kernel / 3, 0) @ kernel, 1e-5)
+    plain = refold.fold(model)
+    close(plain(x), expected, 1e-5)
+    assert sum(type(layer) is layers.Dense for layer in plain.layers) == 2
+
+
 # ---- weights that are set after wrapping -------------------------------------------------------------
 
 SET = {

@@ -111,7 +111,8 @@ class WeightNormalization(EffectiveKernel):
 
     By default, wrapping changes nothing that the layer computes: gain and offset start as what the stored
     kernel has. Options that do change it raise a warning when the layer is built. After setting the weights
-    of the wrapped layer from elsewhere, call :meth:`reset_gain`.
+    of the wrapped layer from elsewhere, call :meth:`reset_gain`, or set the effective kernel by
+    :meth:`assign_kernel`. Where the wrapped layer is also called bare, it computes with the direction.
 
     Args:
         layer: the layer to normalize; built or not.
