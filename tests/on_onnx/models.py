@@ -433,6 +433,24 @@ def channels_last_residual_block_in_pieces() -> onnx.ModelProto:
     return b.model(b.op("Relu", b.op("Cast", total, to=1)))
 
 
+@entry({"Conv": 1, "Relu": 1})
+def train_time_block_as_paddle_writes_it() -> onnx.ModelProto:
+    """Every bias is a reshaped constant added behind the convolution, and every step ends in an identity."""
+    b = Builder(opset=17)
+    x = b.op("Identity", b.input("N", 4, "H", "W"))
+
+    def branch(k: int) -> str:
+        bias = b.op("Reshape", b.random(4), b.ints(1, 4, 1, 1))
+        y = b.op("Identity", b.op("Add", b.conv(x, 4, 4, k, bias=False), bias))
+        return str(b.op("Identity", b.bn(y, 4)))
+
+    alpha = b.op("Reshape", b.constant(b.rng.uniform(0.5, 2.0, 1)), b.ints(1))
+    y = b.op("Identity", b.op("Add", branch(3), b.op("Mul", branch(1), alpha)))
+    y = b.op("Identity", b.op("Add", y, b.bn(x, 4)))
+    scaled = b.op("Add", b.op("Mul", y, b.constant(np.float32(0.5))), b.constant(np.float32(0.25)))
+    return b.model(b.op("Relu", b.op("Identity", scaled)))
+
+
 # ---- what runtimes put together again ------------------------------------------------------------
 
 
