@@ -121,6 +121,7 @@ bench-torch: .venv-bench-torch/ready
 bench-onnx: .venv/ready .venv-bench-onnx/ready
 	$(TEST) benchmarks/exports.py build/onnx
 	$(BENCH_ONNX) benchmarks/onnx_files.py
+	$(BENCH_ONNX) benchmarks/onnx_proofs.py
 	$(BENCH_ONNX) benchmarks/tables.py
 
 bench-weights: .venv/ready

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from refold.torch import ACBlock, DiverseBranchBlock, ExpressionBlock, MobileOne
 
 SIZE = 224
 WIDTHS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (128, 1))
+# For proofs, which take some seconds for each of the nets above.
+SMALL_SIZE = 32
+SMALL_WIDTHS = ((8, 2), (8, 1), (16, 2), (16, 1))
 NORM = BatchNorm()
 
 Block = Callable[[int, int, int], nn.Module]  # of the channels in and out, and the stride
@@ -110,11 +113,11 @@ NETWORKS: Mapping[str, tuple[Block, str]] = {
 class Net(nn.Module):
     """Blocks, each with an activation, the mean over space, and a classifier."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, widths: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for width, stride in WIDTHS:
+        for width, stride in widths:
             layers += [block(channels, width, stride), nn.ReLU()]
             channels = width
         self.features, self.head = nn.Sequential(*layers), nn.Linear(channels, 10)
@@ -123,11 +126,11 @@ class Net(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-def export(name: str, path: Path) -> None:
+def export(name: str, path: Path, widths: Sequence[tuple[int, int]] = WIDTHS, size: int = SIZE) -> None:
     block, exporter = NETWORKS[name]
     torch.manual_seed(0)
-    net = trained(Net(block), seed=0)
-    x = torch.randn(1, 3, SIZE, SIZE)
+    net = trained(Net(block, widths), seed=0)
+    x = torch.randn(1, 3, size, size)
     names = {"input_names": ["x"], "output_names": ["y"]}
     if exporter == "dynamo":
         program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, **names)
@@ -141,9 +144,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small").mkdir(parents=True, exist_ok=True)
     for name in NETWORKS:
         export(name, folder / f"{name}.onnx")
+        if NETWORKS[name][1] == "dynamo":
+            export(name, folder / "small" / f"{name}.onnx", SMALL_WIDTHS, SMALL_SIZE)
         print(name, flush=True)
     return 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sections import keras_blocks, onnx_files, torch_models, weight_normalization
+from sections import keras_blocks, onnx_files, onnx_proofs, torch_models, weight_normalization
 from sections.markdown import table
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "keras_blocks": keras_blocks.section,
     "torch_models": torch_models.section,
     "onnx_files": onnx_files.section,
+    "onnx_proofs": onnx_proofs.section,
     "weight_normalization": weight_normalization.section,
 }
 

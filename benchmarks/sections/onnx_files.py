@@ -94,7 +94,8 @@ def _times(row: Mapping[str, Any], name: str, key: str) -> list[str]:
 def _large(large: Mapping[str, Any]) -> list[str]:
     tools = large["tools"]
     rows = [[tool, *_taken(tools[tool])] for tool in TOOLS]
-    rows.append(["refold, its proof", "", *_taken(large["proof"])[1:]])
+    if large.get("proof"):
+        rows.append(["refold, its proof", "", *_taken(large["proof"])[1:]])
     return [
         f"A model of {large['bytes'] / 1e9:.1f} GB, 40 dense layers of 64 MiB with a factor behind each, its",
         "weights beside it, from file to file; the memory is what a process takes beyond what it had after a tiny",

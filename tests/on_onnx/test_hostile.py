@@ -58,6 +58,17 @@ def test_what_is_said_of_weights_besides_is_not_obeyed(tmp_path: Path) -> None:
     assert_same_function(model, onnx.load(plain))
 
 
+def test_attributes_that_are_no_text_make_no_noise(tmp_path: Path) -> None:
+    model = repvgg()
+    (node, *_) = [node for node in model.graph.node if node.op_type == "Conv"]
+    node.attribute.append(helper.make_attribute("auto_pad", b"\xff\xfe"))
+    path = saved(model, tmp_path / "noise.onnx")
+    environment = {**os.environ, "PYTHONPATH": str(Path(refold.__file__).parents[1])}
+    command = [sys.executable, "-m", "refold", "inspect", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.stderr.count("\n") == (1 if done.returncode == 2 else 0), done.stderr
+
+
 # ---- bombs -----------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,14 @@ stay there until they are needed.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import stat
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def load(path: Path) -> ir.Model:
     try:
         _check_texts(proto)
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown}: this is a damaged ONNX model (a name in it is no text)") from error
+        raise InputError(f"{shown}: this is a damaged ONNX model (a name or a setting in it is no text)") from error
     places: dict[str, tuple[str, str]] = {}
     for tensor, is_initializer in _tensors(proto.graph, proto.functions):
         _check_size(shown, tensor, length)
@@ -66,7 +68,8 @@ def load(path: Path) -> ir.Model:
             places[tensor.name] = _check_external(shown, path, tensor)
     _check_model(shown, proto, places)
     try:
-        model = ir.from_proto(proto)
+        with _without_remarks():
+            model = ir.from_proto(proto)
     except Exception as error:  # whatever the checker lets through
         raise InputError(f"{shown}: this is no valid ONNX model ({_line(error)})") from error
     for graph in model.graphs():
@@ -152,8 +155,28 @@ def _written_beside(path: Path) -> set[str]:
 # ---- what is checked before anything is made of it ---------------------------------------------------
 
 
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """What the library below has to say of a file (attributes that are no text, keys that it does not know) would
+    stand beside the one sentence, or in it."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _check_texts(message: Any) -> None:
-    """Raise UnicodeDecodeError for names that are no text: protobuf hands them out as they are."""
+    """Raise UnicodeDecodeError for names that are no text: protobuf hands them out as they are. Texts among the
+    settings of ONNX's own operators are bytes in the file, and must be text too."""
+    if isinstance(message, onnx.NodeProto) and message.domain in ("", "ai.onnx"):
+        for attribute in message.attribute:
+            for text in (attribute.s, *attribute.strings):
+                text.decode("utf-8")
     for field, value in message.ListFields():
         several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
         if field.message_type is not None:
