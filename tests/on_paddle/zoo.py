@@ -335,6 +335,18 @@ def keywords_turned_around() -> Any:
     return Body(lambda m, x: paddle.subtract(y=m.a(x), x=m.b(x)), a=conv(4, 4, 3), b=conv(4, 4, 3))
 
 
+@entry(3, IMAGE)
+def keywords_that_reach_the_operator() -> Any:
+    """``paddle.multiply`` and its like hand on what they are given by name; PP-LCNet calls them so."""
+
+    def body(m: Any, x: Any) -> Any:
+        y = paddle.add(y=m.a(x), x=paddle.multiply(x=x, y=paddle.full([1], 3.0)))
+        y = paddle.subtract(other=y, input=m.b(x))
+        return paddle.multiply(y=F.relu(y), x=y)
+
+    return Body(body, a=conv(4, 4, 3), b=conv(4, 4, 3))
+
+
 class Gates(nn.Layer):
     """Constants per channel: a parameter, a buffer, a number that forward makes."""
 

@@ -42,6 +42,10 @@ def numbers(tensor: Any) -> Array:
     return np.asarray(tensor.astype("float64").numpy())
 
 
+# Entries that read what is given by name, too; all others go by position alone.
+BY_NAME = frozenset({"matmul", "concat"})
+
+
 def op_of(step: Step, shapes: Shapes) -> Op:
     """What a step is, from the operators that it consists of."""
     if step.reason:
@@ -96,6 +100,8 @@ def _single(primitive: Primitive, shapes: Shapes) -> Op:
         return Opaque()
     # A function of the user may give what no layer would; such an operator is simply not ours.
     if any(not isinstance(leaf, Symbol) for leaf in primitive.outputs):
+        return Opaque()
+    if any(value is not None for value in primitive.kwargs.values()) and primitive.name not in BY_NAME:
         return Opaque()
     return entry(primitive, shapes)
 

@@ -119,6 +119,19 @@ def _operators() -> dict[int, str]:
     return {id(function): name for name, function in named if isinstance(function, BuiltinFunctionType)}
 
 
+def positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of an operator with its operands by position, however they were given and in whatever order."""
+    named = {_OPERANDS.get(name, name): value for name, value in kwargs.items()}
+    for place, name in enumerate(("x", "y")):
+        if len(args) == place and name in named:
+            args = (*args, named.pop(name))
+    return args, named
+
+
+# Names that Paddle takes for operands beside its own.
+_OPERANDS = {"input": "x", "other": "y"}
+
+
 def _with_item(tensor: Any, index: Any, value: Any) -> Any:
     """A copy of ``tensor`` in which ``value`` stands at ``index``."""
     made = tensor.clone()

@@ -330,7 +330,8 @@ class _Recorder:
 
     def primitive(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self.step is not None
-        encoded_args, encoded_kwargs = self.encoded(args), self.encoded(kwargs)
+        positions, keywords = patches.positional(args, kwargs)
+        encoded_args, encoded_kwargs = self.encoded(positions), self.encoded(keywords)
         self.listening = False  # some operators of the Tensor class are made of others
         try:
             result = function(*args, **kwargs)
