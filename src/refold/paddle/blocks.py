@@ -16,10 +16,9 @@ from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra.affine import Array
 from refold.blocks import AveragePool, BatchNorm, Conv, Expression, Leaf, Scale
 from refold.paddle.axes import layout
-from refold.paddle.linear import numbers
 from refold.paddle.perform import rounded
 from refold.paddle.places import beside
-from refold.paddle.tensors import computed_weights
+from refold.paddle.tensors import computed_weights, numbers
 from refold.paddle.trace import dtype_name
 
 Sizes = int | tuple[int, ...]

@@ -22,8 +22,8 @@ from refold.paddle.blocks import (
     check_stored,
     set_weights,
 )
-from refold.paddle.linear import numbers
 from refold.paddle.places import beside
+from refold.paddle.tensors import numbers
 
 
 @final

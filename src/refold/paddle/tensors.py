@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 
+from refold.algebra.affine import Array
+
 Tensor = paddle.Tensor
+
+
+def numbers(tensor: Any) -> Array:
+    """The numbers of a tensor in float64, which holds every narrower type exactly."""
+    return np.asarray(tensor.astype("float64").numpy())
 
 
 def computed_weights(layer: Any) -> dict[str, tuple[str, ...]]:

@@ -20,9 +20,9 @@ from refold.frontend import Rich
 from refold.paddle import examples
 from refold.paddle.axes import layout
 from refold.paddle.blocks import CONVOLUTIONS, EPSILON, MOMENTUM, ExpressionBlock, as_stored
-from refold.paddle.linear import numbers
 from refold.paddle.perform import rounded
 from refold.paddle.sentences import first_line
+from refold.paddle.tensors import numbers
 from refold.paddle.trace import dtype_name
 from refold.recording.symbols import mapped
 
