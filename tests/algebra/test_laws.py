@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracle import assert_same, run
-from refold.algebra import AffineConv, Refusal, Window, add, compose, identity, select, stack
+from refold.algebra import AffineConv, Refusal, Window, add, compose, identity, scale_shift, select, stack
 
 small = st.builds(
     Window,
@@ -139,3 +139,25 @@ def test_identity_is_the_unit(a: AffineConv) -> None:
         assert same.groups == a.groups
         assert same.windows == a.windows
         assert_same(same.kernel, a.kernel)
+
+
+@given(maps(), maps(), maps(), st.floats(-3.0, 3.0))
+def test_no_weight_exceeds_what_its_parts_say(a: AffineConv, b: AffineConv, c: AffineConv, factor: float) -> None:
+    chain = compose(b, a)
+    for made in (a, a.scaled(factor), select(a, [3, 0]), chain, add([a, c.scaled(factor)])):
+        if not isinstance(made, Refusal):
+            assert np.abs(made.kernel).max(initial=0.0) <= made.most * (1 + 1e-12)
+
+
+def test_what_is_not_a_number_is_not_within_any_bound() -> None:
+    broken = scale_shift(np.array([1.0, np.nan, 1.0, 1.0]), axes=1)
+    sound = scale_shift(np.ones(4), axes=1)
+    for made in (
+        broken,
+        compose(sound, broken),
+        compose(broken, sound),
+        add([sound, broken]),
+        add([broken, sound]),
+    ):
+        assert isinstance(made, AffineConv)
+        assert not made.most <= 1e30

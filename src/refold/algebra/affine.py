@@ -26,16 +26,24 @@ class Deferred:
     """An array that is computed when it is first read.
 
     Planning looks at many more combinations than it chooses, and mostly at their shapes. Of a kernel,
-    ``reach`` may say before which channels it reads: for each output channel the first and the last one.
+    ``reach`` may say before which channels it reads: for each output channel the first and the last one; and
+    ``most`` what no number in it exceeds in magnitude (NaN if that is not known).
     A large array is kept only while somebody holds it, and computed anew for who comes later: models may
     have more weights than memory has room for.
     """
 
-    __slots__ = ("_array", "_compute", "_seen", "reach", "shape")
+    __slots__ = ("_array", "_compute", "_most", "_seen", "reach", "shape")
 
-    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array], reach: Reach | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        compute: Callable[[], Array],
+        reach: Reach | None = None,
+        most: Callable[[], float] | None = None,
+    ) -> None:
         self.shape = shape
         self.reach = reach
+        self._most = most
         self._compute: Callable[[], Array] | None = compute
         self._array: Array | None = None
         self._seen: Callable[[], Array | None] = lambda: None
@@ -56,6 +64,15 @@ class Deferred:
             else:
                 self._array, self._compute = array, None  # lets go of what it was computed from
         return array
+
+    def most(self) -> float:
+        """What no number exceeds in magnitude, from what it would be computed from where that says it."""
+        return magnitude(self.array()) if self._most is None else self._most()
+
+
+def magnitude(array: Array) -> float:
+    """The largest magnitude in an array, NaN if a number is none: without an array of magnitudes."""
+    return max(float(array.max()), -float(array.min())) if array.size else 0.0
 
 
 @final
@@ -89,6 +106,11 @@ class AffineConv:
     def kernel(self) -> Array:
         """The kernel, ``(out, in/groups, *taps)``."""
         return self.weights.array() if isinstance(self.weights, Deferred) else self.weights
+
+    @property
+    def most(self) -> float:
+        """What no weight exceeds in magnitude; NaN if that is not known."""
+        return self.weights.most() if isinstance(self.weights, Deferred) else magnitude(self.weights)
 
     @property
     def channels_out(self) -> int:
@@ -162,7 +184,7 @@ class AffineConv:
 
     def scaled(self, factor: float) -> AffineConv:
         """``factor`` times the linear part; the bias stays."""
-        weights = Deferred(self.weights.shape, lambda: self.kernel * factor)
+        weights = Deferred(self.weights.shape, lambda: self.kernel * factor, most=lambda: self.most * abs(factor))
         return AffineConv(weights, self.bias, self.windows, self.groups)
 
 

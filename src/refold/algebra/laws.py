@@ -93,7 +93,11 @@ def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) ->
     shape = (outer.channels_out, inner.channels_in // groups, *taps)
     if prod(shape) > MOST_WEIGHTS:
         return Refusal("the combined kernel would not fit in memory")
-    kernel = Deferred(shape, lambda: _composed_kernel(outer, inner, tuple(windows), groups))
+    kernel = Deferred(
+        shape,
+        lambda: _composed_kernel(outer, inner, tuple(windows), groups),
+        most=lambda: outer.weights.shape[1] * outer.taps * outer.most * inner.most,
+    )
     carried = _apply_to_constant(outer, inner.bias) if np.any(inner.bias) else 0.0
     return AffineConv(kernel, outer.bias + carried, tuple(windows), groups)
 
@@ -114,13 +118,17 @@ def add(terms: Sequence[AffineConv], space: Space | None = None) -> AffineConv |
         return Refusal("the combined kernel would not fit in memory")
 
     def total() -> Array:
-        kernel = np.zeros(shape)
-        for term in terms:
-            kernel[_places(term, windows)] += regroup(term, groups).kernel
+        # A term that fills the whole window is where to start.
+        full = next((place for place, term in enumerate(terms) if _fills(term, windows)), None)
+        kernel = np.zeros(shape) if full is None else regroup(terms[full], groups).kernel.copy()
+        for place, term in enumerate(terms):
+            if place != full:
+                kernel[_places(term, windows)] += regroup(term, groups).kernel
         return kernel
 
     bias = np.sum([term.bias for term in terms], axis=0)
-    return AffineConv(Deferred(shape, total), bias, windows, groups)
+    kernel = Deferred(shape, total, most=lambda: sum(term.most for term in terms))
+    return AffineConv(kernel, bias, windows, groups)
 
 
 def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | None = None) -> AffineConv | Refusal:
@@ -164,7 +172,8 @@ def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
         index // per_group, np.repeat(np.arange(inner.groups), max(kept, 1))[: index.size]
     )
     if same_share and kept:
-        picked = Deferred((index.size, *inner.weights.shape[1:]), lambda: inner.kernel[index])
+        shape = (index.size, *inner.weights.shape[1:])
+        picked = Deferred(shape, lambda: inner.kernel[index], most=lambda: inner.most)
         return AffineConv(picked, inner.bias[index], inner.windows, inner.groups)
     dense = regroup(inner, 1)
     return refine_groups(AffineConv(dense.kernel[index], dense.bias[index], dense.windows))
@@ -240,6 +249,11 @@ def _apply_to_constant(conv: AffineConv, constant: Array) -> Array:
 
 def _composed_kernel(outer: AffineConv, inner: AffineConv, windows: tuple[Window, ...], groups: int) -> Array:
     taps = tuple(window.taps for window in windows)
+    # One of the two often has one tap only: then there is nothing to place.
+    if inner.is_scale and taps == outer.weights.shape[2:]:
+        return outer.kernel if inner.is_identity else _scaled_inputs(outer, inner.scale)
+    if outer.taps == 1 and taps == inner.weights.shape[2:]:
+        return _mix(outer.kernel.reshape(outer.weights.shape[:2]), outer, inner, groups)
     kernel: Array = np.zeros((outer.channels_out, inner.channels_in // groups, *taps))
     read, held = outer.kernel, inner.kernel  # for as long as they are needed
     for tap in np.ndindex(*read.shape[2:]):
@@ -250,12 +264,16 @@ def _composed_kernel(outer: AffineConv, inner: AffineConv, windows: tuple[Window
             )
         )
         weights = read[(slice(None), slice(None), *tap)]  # (out, mid/groups of the outer)
-        mixed = _mix(weights, outer, inner, groups)
-        if mixed.shape == kernel.shape:
-            return mixed  # all of it: there is one tap
-        kernel[(slice(None), slice(None), *places)] += mixed
+        kernel[(slice(None), slice(None), *places)] += _mix(weights, outer, inner, groups)
     del held
     return kernel
+
+
+def _scaled_inputs(conv: AffineConv, scale: Array) -> Array:
+    """The kernel of ``conv`` after a factor for each of its input channels."""
+    kernel = conv.kernel
+    by_channel = scale.reshape(conv.groups, 1, -1, *(1,) * len(conv.windows))
+    return (kernel.reshape(conv.groups, -1, *kernel.shape[1:]) * by_channel).reshape(kernel.shape)
 
 
 def _inner_places(v: int, outer: Window, inner: Window, window: Window) -> slice:
@@ -297,6 +315,11 @@ def _common_windows(terms: Sequence[AffineConv], space: Space | None) -> tuple[W
             return window
         windows.append(window)
     return tuple(windows)
+
+
+def _fills(term: AffineConv, windows: tuple[Window, ...]) -> bool:
+    """Whether a term has a tap wherever its sum with others has one."""
+    return all(own.taps == common.taps for own, common in zip(term.windows, windows, strict=True))
 
 
 def _places(term: AffineConv, windows: tuple[Window, ...]) -> tuple[slice, ...]:

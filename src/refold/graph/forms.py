@@ -9,7 +9,7 @@ from typing import TypeVar, final
 import numpy as np
 
 from refold.algebra import laws
-from refold.algebra.affine import AffineConv, Array, identity
+from refold.algebra.affine import AffineConv, Array, identity, magnitude
 from refold.algebra.geometry import Window
 from refold.algebra.refusal import Refusal
 from refold.graph.graph import (
@@ -248,11 +248,11 @@ def _joined(forms: Sequence[AffineForm], law: str) -> tuple[str, ...]:
 def can_be_stored(parts: Parts, largest: float) -> bool:
     """Whether every weight is finite, and stays so in the type that the model stores."""
     return all(
-        _is_within(form.bias, largest) and all(_is_within(term.kernel, largest) for term in form.terms.values())
+        magnitude(form.bias) <= largest and all(_is_within(term, largest) for term in form.terms.values())
         for form in parts
     )
 
 
-def _is_within(array: Array, largest: float) -> bool:
-    # Not by way of another array of that size; a NaN is the smallest and the largest number of all.
-    return not array.size or bool(-largest <= array.min() and array.max() <= largest)
+def _is_within(term: AffineConv, largest: float) -> bool:
+    # Mostly what it is computed from says so, and it is computed once, when it is written; a NaN is not.
+    return term.most <= largest or magnitude(term.kernel) <= largest

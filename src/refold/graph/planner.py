@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import final
 
 import numpy as np
@@ -211,7 +212,7 @@ class _Search:
     def _form_cost(self, form: AffineForm, output: Value, axis: int) -> tuple[Cost, Refusal | None]:
         """What it costs to compute ``output``, with its channels on ``axis``, from the leaves of ``form``; and why
         the framework cannot say it, if it cannot."""
-        positions = int(np.prod(_without(output.nominal, axis)))
+        positions = prod(_without(output.nominal, axis))
         cost = Cost()
         refusal = None
         bias_has_a_place = not np.any(form.bias)
@@ -231,7 +232,7 @@ class _Search:
                 if helpers:
                     cost += elementwise_cost([leaf.nominal], read, leaf.itemsize)
                 cost += Cost(operators=max(helpers - 1, 0))
-                cost += convolution_cost(term, int(np.prod(read)), positions, leaf.itemsize)
+                cost += convolution_cost(term, prod(read), positions, leaf.itemsize)
                 bias_has_a_place = bias_has_a_place or takes_bias
         if len(form.terms) > 1:
             cost += sum_cost(len(form.terms), output.nominal, output.itemsize, self.graph.dialect.adds_pairs)

@@ -63,15 +63,12 @@ def _classify_one(shape: tuple[int, ...], result: Indices) -> Op | None:
 
 def _per_axis(shape: tuple[int, ...], result: Indices) -> list[Indices] | None:
     """One index vector per axis such that ``result[i, j, ...]`` is the element ``[v0[i], v1[j], ...]``."""
-    coordinates = np.unravel_index(result, shape)
     vectors = []
-    for axis, place in enumerate(coordinates):
+    for axis in range(result.ndim):
         lead = tuple(slice(None) if other == axis else 0 for other in range(result.ndim))
-        vector = place[lead]
-        spread = vector.reshape([-1 if other == axis else 1 for other in range(result.ndim)])
-        if not np.array_equal(place, np.broadcast_to(spread, place.shape)):
-            return None
-        vectors.append(vector)
+        vectors.append(np.unravel_index(np.ascontiguousarray(result[lead]), shape)[axis])
+    if not np.array_equal(np.ravel_multi_index(np.ix_(*vectors), shape), result):
+        return None
     return vectors
 
 

@@ -47,16 +47,23 @@ def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
 
 def leaves(nest: Any) -> Iterator[Any]:
     """The leaves of a nest, in order."""
+    found: list[Any] = []
+    _collect(nest, found)
+    return iter(found)
+
+
+def _collect(nest: Any, found: list[Any]) -> None:
+    """Append the leaves of a nest to ``found``."""
     if isinstance(nest, list | tuple):
         for entry in nest:
-            yield from leaves(entry)
+            _collect(entry, found)
     elif isinstance(nest, dict):
         for entry in nest.values():
-            yield from leaves(entry)
+            _collect(entry, found)
     elif isinstance(nest, slice):
-        yield from leaves((nest.start, nest.stop, nest.step))
+        found += (nest.start, nest.stop, nest.step)
     else:
-        yield nest
+        found.append(nest)
 
 
 def symbols(nest: Any) -> list[Symbol]:

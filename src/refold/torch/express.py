@@ -120,8 +120,8 @@ def parameter(array: Array, like: Any, trainable: bool) -> Any:
 
 def rounded(array: Array, like: Any) -> Any:
     """``array`` as a tensor of the type of ``like``, each number rounded once."""
-    tensor = torch.from_numpy(np.array(array, dtype=np.float64))
-    return tensor.to(like.dtype).to(like.device)
+    array = np.require(array, np.float64, ["C", "W"])  # torch reads arrays that may be written only
+    return torch.empty(array.shape, dtype=like.dtype).copy_(torch.from_numpy(array)).to(like.device)
 
 
 def per_channel(array: Array, axis: int, rank: int) -> Array:

@@ -89,9 +89,15 @@ class _Lowering:
         for path, tensor in named:
             self.paths.setdefault(id(tensor), path)
         self.inside: dict[int, list[Step]] = {}
+        self.readers: dict[str, set[int]] = {}
         for step in self.record.trace.steps:
             for scope in step.scope.chain if step.scope else []:
                 self.inside.setdefault(id(scope), []).append(step)
+            for symbol in (*step.reads, *self.record.open_sizes(step)):
+                self.readers.setdefault(symbol.name, set()).add(id(step))
+        # What is read by whatever happens to the steps.
+        self.kept = {leaf for region in self.plan.regions for leaf in region.leaves}
+        self.kept |= {symbol.name for symbol in symbols(self.record.trace.outputs)}
 
     # ---- what is rebuilt as what -----------------------------------------------------------------
 
@@ -130,12 +136,8 @@ class _Lowering:
         if values & changed:
             return False
         numbers = {id(step) for step in inside}
-        read_outside = {leaf for region in self.plan.regions for leaf in region.leaves}
-        read_outside |= {symbol.name for symbol in symbols(self.record.trace.outputs)}
-        for step in self.record.trace.steps:
-            if id(step) not in numbers:
-                read_outside.update(s.name for s in (*step.reads, *self.record.open_sizes(step)))
-        if (values - results) & read_outside:
+        hidden = values - results
+        if hidden & self.kept or any(self.readers.get(value, set()) - numbers for value in hidden):
             return False
         given = {symbol.name for symbol in symbols((scope.args, scope.kwargs))}
         written = {step.reads[0].name for step in inside if step.writes and step.reads}
