@@ -1,20 +1,22 @@
 """What weight normalization costs in PyTorch: the step of one layer, forward and backward, against the plain layer.
 
 Run with ``make bench-weights``. All forms of a layer run in turn (A B C ... A B C ...) in one process on one
-thread; a ratio is the median, over the rounds, of a form's seconds over the plain layer's. timm's ``StdConv2d``
-is written here from its formula, for Linear too. Writes ``benchmarks/results/weight_normalization.json``.
+thread; a ratio is the median, over the rounds, of a form's processor seconds over the plain layer's. timm's
+``StdConv2d`` is written here from its formula, for Linear too. Writes
+``benchmarks/results/weight_normalization.json``.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import environment, in_turn, times_as_fast, write
+from measure import environment, times_as_fast, write
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -75,6 +77,21 @@ def _step(module: Any, parameters: list[Any], x: Any, cotangent: Any) -> Callabl
     return step
 
 
+def _processor_seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of the processor that each step takes on its one thread, all in turn after five uncounted rounds.
+
+    What else the machine does counts for less than in seconds of a clock.
+    """
+    seconds: dict[str, list[float]] = {form: [] for form in steps}
+    for repeat in range(-5, repeats):
+        for form, step in steps.items():
+            before = time.thread_time()
+            step()
+            if repeat >= 0:
+                seconds[form].append(time.thread_time() - before)
+    return seconds
+
+
 def _measured(name: str, repeats: int, *, compiled: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     build, shape = LAYERS[name]
@@ -84,7 +101,7 @@ def _measured(name: str, repeats: int, *, compiled: bool) -> dict[str, Any]:
     for form, attach in FORMS.items():
         layer = attach(copy.deepcopy(plain))
         steps[form] = _step(torch.compile(layer) if compiled else layer, list(layer.parameters()), x, cotangent)
-    seconds = in_turn(steps, repeats=repeats, warmup=5)
+    seconds = _processor_seconds(steps, repeats)
     # Seconds of the form over seconds of the plain layer.
     return {form: times_as_fast(values, seconds["plain"]) for form, values in seconds.items()}
 

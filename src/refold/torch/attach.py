@@ -62,14 +62,17 @@ def attach(
     name: str,
     axis: int | Sequence[int] | None,
     make: Callable[[Rows, nn.Parameter], ParametrizedRows],
+    *,
+    in_pieces: bool = False,
 ) -> None:
     """Parametrize the weight ``name`` of ``module`` by what ``make`` gives for its rows.
 
     The first of what is stored is the parameter that the weight was. A weight that several modules share stays
-    shared if each is parametrized in the same way.
+    shared if each is parametrized in the same way. ``in_pieces``: whether it may be a distributed tensor.
 
     Raises:
-        ValueError: there is no such weight, it is parametrized already, or nothing tells its output units.
+        ValueError: there is no such weight, it is parametrized already, nothing tells its output units, or it is
+            distributed and may not be.
     """
     called = f"the module {type(module).__name__}"
     if parametrize.is_parametrized(module, name):
@@ -82,6 +85,11 @@ def attach(
         raise ValueError(f"the parameter '{name}' of {called} has no shape yet: call the module once first")
     if not weight.is_floating_point():
         raise ValueError(f"the parameter '{name}' of {called} holds no real numbers")
+    if type(weight.data) is not Tensor and not in_pieces:
+        raise ValueError(
+            f"the parameter '{name}' of {called} is a {type(weight.data).__name__}, and what is to be attached "
+            "sees the whole matrix: attach it before the weight is distributed"
+        )
     parametrization = make(rows_of(module, name, tuple(weight.shape), axis), weight)
     tied = _others(weight, parametrization, called)
     parametrize.register_parametrization(module, name, parametrization)

@@ -140,7 +140,7 @@ def weight_normalization(
             _check_normalizer(chosen, epsilon, rows)
         return NormalizedWeight(rows, chosen, gain=gain, offset=use_offset, dtype=weight.dtype)
 
-    attach(module, name, axis, make)
+    attach(module, name, axis, make, in_pieces=True)
     return module
 
 

@@ -88,7 +88,8 @@ def _ordinary(
     method: Normalization, matrix: Tensor, gain: Tensor | None, offset: Tensor | None
 ) -> _Ordinary | None:
     """The composed matrix, if a look at its numbers costs little and says that no row needs more than this."""
-    if matrix.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    plain = type(matrix) is Tensor and matrix.device.type == "cpu"  # and not in pieces on several processes
+    if not plain or torch._C._are_functorch_transforms_active():
         return None
     fan_in = matrix.shape[-1]
     mean = matrix.mean(-1, keepdim=True) if method.centered else None
