@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from graphs import Builder
@@ -655,3 +656,29 @@ def sizes_of_minus_one_are_not_known() -> onnx.ModelProto:
     b = Builder()
     x = b.input(-1, 3, -1, -1)
     return b.model(b.op("Relu", b.bn(b.conv(x, 3, 4), 4)))
+
+
+# ---- every type, and weights that a caller may replace -------------------------------------------
+
+
+@entry({"Conv": 1}, u=2.0**-8, sizes=(7,))
+def brain_floats() -> onnx.ModelProto:
+    b, x = start(4, dtype=ml_dtypes.bfloat16, opset=22, ir_version=10)
+    return b.model(b.bn(b.op("Add", b.conv(x, 4, 4), b.conv(x, 4, 4, 1)), 4))
+
+
+@entry({"Conv": 1, "Mul": 1}, sizes=(7,))
+def an_initializer_that_is_an_input_is_no_constant() -> onnx.ModelProto:
+    b, x = start(4)
+    factor = b.constant(b.rng.uniform(0.5, 2.0, (4, 1, 1)))
+    y = b.op("Mul", b.bn(b.conv(x, 4, 4), 4), factor)
+    b.input(4, 1, 1, name=factor)
+    return b.model(y)
+
+
+@entry({"Gemm": 2}, sizes=(5,))
+def a_gemm_that_turns_its_data_mixes_the_batch() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input(6, "N")
+    y = b.op("Gemm", x, b.random(6, 8), b.random(8), transA=1)
+    return b.model(b.op("Gemm", y, b.random(8, 5), b.random(5), beta=0.5))

@@ -21,7 +21,7 @@ from refold.errors import CannotRunError, InputError
 from refold.onnx import stepwise
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray, to_double
-from refold.onnx.sizes import captured_values
+from refold.onnx.subgraphs import captured_values
 
 # Operators that treat every example of a batch by itself, whatever its size. With others, a model that
 # was made for one batch size runs in batches of that size.

@@ -33,10 +33,12 @@ from refold.graph.graph import (
 )
 from refold.graph.layout import demanded_axis
 from refold.onnx.compounds import compounds
-from refold.onnx.linear import Step, op_of
+from refold.onnx.linear import op_of
 from refold.onnx.moves import Found, Moves
 from refold.onnx.reference import FLOATS, AnyArray, Operators
-from refold.onnx.sizes import Facts, Survey, captured_values, survey
+from refold.onnx.sizes import Facts, Survey, survey
+from refold.onnx.step import Step
+from refold.onnx.subgraphs import captured_values
 from refold.shown import printable
 
 # Convolutions have their channels on axis 1; neither MatMul nor Mul has a bias. ONNX Runtime takes a Sum two at

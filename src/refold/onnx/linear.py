@@ -2,96 +2,26 @@
 
 :data:`OPERATORS` is the whole vocabulary (moved tensors aside, see :mod:`refold.onnx.moves`). Each entry
 reads one node and says what it is, or returns an opaque op, with the reason where it is not linear as it
-is used. Kernels are stored ``(out, in/groups, *taps)``, as the engine has them. The meaning of every
-operator at every version is that of https://onnx.ai/onnx/operators/.
+is used. The meaning of every operator at every version is that of https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
-import onnx_ir as ir
 
-from refold.algebra import affine, geometry
+from refold.algebra import affine
 from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Relayout, Select, Slice, Sum
+from refold.onnx import windows
 from refold.onnx.reference import FLOATS, AnyArray
-from refold.onnx.sizes import Facts
+from refold.onnx.step import Step
 
 BATCH_STATISTICS = "it normalizes with the statistics of the batch"
-UNCOUNTED_PADDING = "it leaves padded positions out of the average, so at the border it is no convolution"
 NOT_PER_CHANNEL = "a constant that is not one number per channel is not a convolution"
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One node with what is known of its inputs and outputs; ``version`` is that of its operator set.
-    ``output`` says which of its outputs is meant."""
-
-    node: ir.Node
-    version: int
-    inputs: tuple[Facts | None, ...]
-    outputs: tuple[Facts, ...]
-    output: int = 0
-
-    def input(self, place: int) -> Facts | None:
-        """The facts of an input, None if it is left out."""
-        return self.inputs[place] if place < len(self.inputs) else None
-
-    def constant(self, place: int) -> AnyArray | None:
-        """The numbers of an input; None if it is left out or no constant."""
-        facts = self.input(place)
-        return facts.array() if facts is not None and facts.is_constant else None
-
-    def is_left_out(self, place: int) -> bool:
-        """Whether an optional input is not there."""
-        return self.input(place) is None
-
-    @property
-    def dynamic(self) -> list[int]:
-        """The places of the inputs that are no constants."""
-        return [place for place, facts in enumerate(self.inputs) if facts is not None and not facts.is_constant]
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """The shape of the output."""
-        shape = self.outputs[self.output].shape
-        assert shape is not None
-        return shape
-
-    def shape_in(self, place: int = 0) -> tuple[int | None, ...]:
-        """The shape of an input."""
-        facts = self.inputs[place]
-        assert facts is not None
-        assert facts.shape is not None
-        return facts.shape
-
-    def integer(self, name: str, default: int) -> int:
-        """An attribute that is a whole number."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_int()
-
-    def number(self, name: str, default: float) -> float:
-        """An attribute that is a real number, as the 32 bits that are stored."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else float(np.float32(attribute.as_float()))
-
-    def integers(self, name: str) -> tuple[int, ...] | None:
-        """An attribute that is a list of whole numbers."""
-        attribute = self.node.attributes.get(name)
-        return None if attribute is None else tuple(attribute.as_ints())
-
-    def word(self, name: str, default: str) -> str:
-        """An attribute that is a word."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.as_string()
-
 
 Entry = Callable[[Step], Op]
 
@@ -120,118 +50,6 @@ def op_of(step: Step) -> Op:
     except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
         # Shapes and attributes that do not fit each other: no runtime takes such a node, and no law.
         return Opaque("it is against the rules of its operator")
-
-
-# ---- convolutions --------------------------------------------------------------------------------
-
-
-def _kernel(facts: Facts) -> Array | Deferred:
-    """The numbers of a kernel, read when they are needed: a file may hold more than memory does."""
-    shape = facts.shapes[0]
-    assert shape is not None
-    return Deferred(shape, lambda: np.asarray(facts.array(), dtype=np.float64))
-
-
-def _conv(step: Step) -> Op:
-    kernel = step.input(1)
-    if kernel is None or not kernel.is_constant or kernel.shapes[0] is None:
-        return Opaque("its kernel is no constant")
-    bias = step.constant(2)
-    if bias is None and not step.is_left_out(2):
-        return Opaque("its bias is no constant")
-    windows = _windows(step, kernel.shapes[0][2:])
-    if isinstance(windows, str):
-        return Opaque(windows)
-    groups = step.integer("group", 1)
-    weights = _kernel(kernel)
-    channels = step.shape_in()[1]
-    if channels is not None and channels != weights.shape[1] * groups:
-        return Opaque("its kernel does not fit the channels that it reads")
-    offset = np.zeros(weights.shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
-    return Affine(AffineConv(weights, offset, windows, groups), 1, bias is not None)
-
-
-def _conv_transpose(step: Step) -> Op:
-    kernel = step.input(1)
-    if kernel is None or not kernel.is_constant or kernel.shapes[0] is None:
-        return Opaque("its kernel is no constant")
-    bias = step.constant(2)
-    if bias is None and not step.is_left_out(2):
-        return Opaque("its bias is no constant")
-    if step.integers("output_shape") or step.word("auto_pad", "NOTSET") not in ("NOTSET", "", "VALID"):
-        return Opaque("its paddings follow from the shape of its output")
-    channels_in, per_group, *taps = kernel.shapes[0]
-    axes, groups = len(step.shape_in()) - 2, step.integer("group", 1)
-    ones, zeros = (1,) * axes, (0,) * axes
-    strides, dilations = step.integers("strides") or ones, step.integers("dilations") or ones
-    extra = step.integers("output_padding") or zeros
-    pads = step.integers("pads") or zeros * 2
-    if {len(taps), len(strides), len(dilations), len(extra), len(pads) // 2} != {axes}:
-        return Opaque("its kernel does not fit the tensor that it reads")
-    if channels_in % groups or step.shape_in()[1] not in (channels_in, None):
-        return Opaque("its kernel does not fit the channels that it reads")
-    crops = zip(pads[:axes], (pad - more for pad, more in zip(pads[axes:], extra, strict=True)), strict=True)
-    windows = tuple(map(geometry.transposed, taps, strides, dilations, crops))
-    shape = (per_group * groups, channels_in // groups, *taps)
-    weights = Deferred(shape, lambda: affine.turned_around(kernel.array(), groups))
-    offset = np.zeros(shape[0]) if bias is None else np.asarray(bias, dtype=np.float64)
-    return Affine(AffineConv(weights, offset, windows, groups), 1, bias is not None)
-
-
-def _windows(step: Step, taps: tuple[int, ...], dilated: bool = True) -> tuple[Window, ...] | str:
-    """The windows of a convolution or pooling; or why there are none."""
-    space = step.shape_in()[2:]
-    ones = (1,) * len(space)
-    strides = step.integers("strides") or ones
-    dilations = (step.integers("dilations") or ones) if dilated else ones
-    pads = step.integers("pads") or (0,) * (2 * len(space))
-    word = step.word("auto_pad", "NOTSET")
-    if {len(taps), len(strides), len(dilations), len(pads) // 2} != {len(space)}:
-        return "its kernel does not fit the tensor that it reads"
-    windows = []
-    for axis, (t, s, d, size) in enumerate(zip(taps, strides, dilations, space, strict=True)):
-        match word:
-            case "NOTSET" | "":
-                window = Window(t, s, d, pads[axis], pads[axis + len(space)])
-            case "VALID":
-                window = Window(t, s, d)
-            case "SAME_UPPER":
-                window = geometry.same(t, s, d, size)
-            case "SAME_LOWER":
-                upper = geometry.same(t, s, d, size)
-                if upper.floating or (size is None and s > 1):
-                    return "padding SAME_LOWER with a stride depends on the size of the input, which is not known"
-                window = Window(t, s, d, upper.after, upper.before)
-            case _:
-                return f"its padding '{word}' is not known"
-        windows.append(window)
-    return tuple(windows)
-
-
-def _average_pool(step: Step) -> Op:
-    taps = step.integers("kernel_shape") or ()
-    windows = _windows(step, taps)
-    if isinstance(windows, str):
-        return Opaque(windows)
-    shape = step.shape_in()
-    if shape[1] is None:
-        return Opaque("the number of its channels is not known")
-    counted = step.integer("count_include_pad", 0) == 1 and step.word("auto_pad", "NOTSET") == "NOTSET"
-    if any(window.floating or ((window.before or window.after) and not counted) for window in windows):
-        return Opaque(UNCOUNTED_PADDING)
-    if step.integer("ceil_mode", 0):
-        for window, size, out in zip(windows, shape[2:], step.shape[2:], strict=True):
-            if window.stride > 1 and (size is None or window.output_size(size) != out):
-                return Opaque("its last windows reach over the border (ceil_mode), so it is no convolution there")
-    return Affine(affine.average_pool(shape[1], windows), 1, biased=False)
-
-
-def _global_average_pool(step: Step) -> Op:
-    channels, *space = step.shape_in()[1:]
-    if channels is None or None in space or not space:
-        return Opaque()
-    windows = tuple(Window(int(size or 1)) for size in space)
-    return Affine(affine.average_pool(channels, windows), 1, biased=False)
 
 
 # ---- matrices ------------------------------------------------------------------------------------
@@ -555,17 +373,17 @@ _SELECTING = frozenset({"Gather", "Slice", "Split", "Pad", "Dropout", "Transpose
 
 OPERATORS: Mapping[str, Entry] = {
     "Add": _add,
-    "AveragePool": _average_pool,
+    "AveragePool": windows.average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _identity,
     "Concat": _concat,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": windows.convolution,
+    "ConvTranspose": windows.transposed_convolution,
     "Div": _div,
     "Dropout": _dropout,
     "Gather": _gather,
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_average_pool,
+    "GlobalAveragePool": windows.global_average_pool,
     "Identity": _identity,
     "MatMul": _matmul,
     "Mean": _mean,

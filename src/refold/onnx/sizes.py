@@ -22,6 +22,7 @@ from onnx.shape_inference import infer_node_outputs
 from refold.errors import InputError
 from refold.files import size_in_words
 from refold.onnx.reference import AnyArray, Operators, describe, to_double
+from refold.onnx.subgraphs import captured_values, graphs_of
 from refold.shown import printable
 
 Sizes = tuple[int, ...]
@@ -346,7 +347,7 @@ class _Walk:
         given = [facts for facts in inputs if facts is not None]
         known = all(facts.is_constant or facts.numbers is not None for facts in given)
         deterministic = node.domain == "" and node.op_type not in _NOT_EVALUATED
-        if not known or not deterministic or any(True for _ in _graphs(node)):
+        if not known or not deterministic or any(True for _ in graphs_of(node)):
             return outputs
         constant = all(facts.is_constant for facts in given)
         most = _MOST_CONSTANT if constant else _MOST_SIZED
@@ -419,39 +420,6 @@ class _Walk:
                 joined = joined | mask
             return [np.broadcast_to(joined, np.shape(result)) for result in results]
         return everything
-
-
-def captured_values(node: ir.Node) -> list[ir.Value]:
-    """The values that the subgraphs of a node read from outside of them."""
-    found: dict[int, ir.Value] = {}
-
-    def visit(graph: ir.Graph) -> None:
-        own = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
-        for inner in graph:
-            own.update(id(value) for value in inner.outputs)
-        for inner in graph:
-            reads = [value for value in inner.inputs if value is not None]
-            reads += captured_values(inner)
-            for value in reads:
-                if id(value) not in own:
-                    found[id(value)] = value
-        for value in graph.outputs:
-            if id(value) not in own:
-                found[id(value)] = value
-
-    for graph in _graphs(node):
-        visit(graph)
-    return list(found.values())
-
-
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _mask(facts: Facts) -> AnyArray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import helper
 
-from refold.onnx.sizes import captured_values
+from refold.onnx.subgraphs import captured_values
 
 AnyArray = npt.NDArray[Any]
 
