@@ -285,11 +285,31 @@ def test_a_padding_may_differ_from_channel_to_channel_and_axis_to_axis() -> None
 # ---- stack, select, groups -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("one", "other"), list(product(PADDINGS, PADDINGS)))
-def test_stacks_fold_where_sums_do(one: tuple[int, int], other: tuple[int, int]) -> None:
-    a, b = (conv(4, 4, (Window(3, 2, 1, *widths),), 2, seed=seed) for seed, widths in enumerate((one, other)))
-    folds = checks.stack(algebra, [a, 3, b], 4, [(6,)] if sum(one) == sum(other) else [])
-    assert folds == (sum(one) == sum(other))
+def test_stacks_fold_where_there_are_sizes_at_which_they_exist(
+    one: tuple[int, int], other: tuple[int, int], stride: int
+) -> None:
+    windows = [Window(3, stride, 1, *widths) for widths in (one, other)]
+    a, b = (conv(4, 4, (window,), 2, seed=seed) for seed, window in enumerate(windows))
+    sizes = [size for size in range(2, 14) if output_size(windows[0], size) == output_size(windows[1], size) > 0]
+    folds = checks.stack(algebra, [a, 3, b], 4, [(size,) for size in sizes])
+    assert folds == bool(sizes)
+
+
+@pytest.mark.parametrize("outer", [Window(), Window(3, 1, 1, 1, 1), Window(3, 2, 1, 1, 0), Window(5, 1, 2, 2, 4)])
+def test_every_second_position_beside_the_others_goes_into_what_reads_them(outer: Window) -> None:
+    """Space to depth: at even sizes only, where the outside of what stands side by side is 0 on both ends."""
+    parts = [conv(2, 2, (Window(1, 2, 1, -start, 0),), bias=False, seed=start) for start in (0, 1)]
+    whole = stack(parts, 2)
+    assert isinstance(whole, AffineConv)
+    after = conv(4, 3, (outer,), seed=5)
+    composed = compose(after, whole)
+    assert isinstance(composed, AffineConv)
+    for size in (4, 8, 10):
+        data = x(2, size)
+        beside = np.concatenate([run(part, data) for part in parts])
+        assert_same(run(composed, data), run(after, beside))
 
 
 def test_convolutions_on_the_two_halves_of_the_channels_stack_to_groups() -> None:

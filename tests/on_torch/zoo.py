@@ -193,6 +193,29 @@ def dropout_and_identity_vanish() -> Any:
     )
 
 
+@entry(2, shape=(1, 3, 12, 12))
+def space_to_depth() -> Any:
+    """Focus of YOLOv5: every second row and column beside the others, where there are as many of both."""
+
+    def forward(s: Any, x: Any) -> Any:
+        corners = x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]
+        return F.silu(s.conv(torch.cat(corners, 1)))
+
+    return made(forward, conv=conv_bn(12, 8, 3))
+
+
+@entry(5)
+def halves_of_whatever_there_is() -> Any:
+    """PicoDet's shuffle block splits by the number of channels that it finds."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = F.hardswish(s.conv(x))
+        one, two = torch.split(y, y.shape[1] // 2, dim=1)
+        return torch.cat([F.relu(one), two], 1)
+
+    return made(forward, conv=conv_bn(4, 8, 1))
+
+
 @entry(11)
 def sums_of_many_are_many_sums() -> Any:
     """C3k2 of YOLO11: the last sum may go into the convolution behind it only if that saves operators."""

@@ -29,6 +29,7 @@ class Window:
     ``before`` and ``after`` count padded positions; negative values crop. ``floating`` is TensorFlow's
     padding ``'same'`` at a size that is not known: the padding follows the size of the input, and
     ``before`` and ``after`` are 0 and mean nothing. ``spread`` is the stride of a transposed convolution.
+    ``loose`` says that up to so much more slack gives no more outputs, at no size at which the window is used.
     """
 
     taps: int = 1
@@ -38,6 +39,7 @@ class Window:
     after: int = 0
     floating: bool = False
     spread: int = 1
+    loose: int = 0
 
     def __post_init__(self) -> None:
         if self.taps < 1 or self.stride < 1 or self.dilation < 1 or self.spread < 1:
@@ -125,6 +127,7 @@ def composed(outer: Window, inner: Window) -> Window | Refusal:
         before=inner.before + inner.stride * outer.before,
         after=inner.after + inner.stride * outer.after,
         spread=inner.spread,
+        loose=inner.loose + inner.stride * outer.loose,
     )
 
 
@@ -158,7 +161,7 @@ def zero_outside(window: Window, size: int | None) -> tuple[bool, bool]:
         return False, False
     before = window.reach < window.stride + window.before
     if size is None:
-        after = window.after >= window.reach
+        after = window.after + window.loose >= window.reach
     else:
         after = window.stride * window.output_size(size) - window.before > window.spread * (size - 1)
     return before, after
@@ -178,11 +181,13 @@ def padded(window: Window, before: int, after: int) -> Window | Refusal:
         window.before + window.stride * before,
         window.after + window.stride * after,
         spread=window.spread,
+        loose=window.loose,
     )
 
 
-def union(windows: list[Window], size: int | None) -> Window | Refusal:
-    """The smallest window that holds all taps of ``windows`` at their absolute offsets."""
+def union(windows: list[Window], size: int | None, *, joined: bool = False) -> Window | Refusal:
+    """The smallest window that holds all taps of ``windows`` at their absolute offsets. ``joined`` says that their
+    outputs are put side by side, which nobody does at a size at which they differ in number."""
     first = windows[0]
     if all(window == first for window in windows):
         return first
@@ -198,9 +203,10 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
     distances = [window.dilation for window in windows if window.taps > 1]
     distances += [-window.before - low for window in windows]
     step = gcd(*distances) or 1
-    slack = _common_slack(windows, size)
-    if slack is None:
+    common = _common_slack(windows, size, joined)
+    if common is None:
         return Refusal("the branches give outputs of different sizes")
+    slack, loose = common
     return Window(
         taps=(high - low) // step + 1,
         stride=first.stride,
@@ -208,6 +214,7 @@ def union(windows: list[Window], size: int | None) -> Window | Refusal:
         before=-low,
         after=slack + high,
         spread=first.spread,
+        loose=loose,
     )
 
 
@@ -230,15 +237,17 @@ def _floating_union(windows: list[Window]) -> Window | Refusal:
     return Window(widest.reach // step + 1, stride, step, floating=True)
 
 
-def _common_slack(windows: list[Window], size: int | None) -> int | None:
-    """One slack that gives the output size of all windows, for every size or for this one."""
-    slacks = {window.slack for window in windows}
-    if len(slacks) == 1:
-        return slacks.pop()
-    if size is None or len({window.output_size(size) for window in windows}) > 1:
-        return None
-    # At one known size, any slack of the right output size will do; take the one that pads least.
-    return min(slacks)
+def _common_slack(windows: list[Window], size: int | None, joined: bool) -> tuple[int, int] | None:
+    """The least slack that gives the output size of all windows, for every size or for this one, and how loose."""
+    least = min(window.slack for window in windows)
+    most = max(window.slack + window.loose for window in windows)
+    if max(window.slack for window in windows) <= min(window.slack + window.loose for window in windows):
+        return least, most - least
+    if size is not None and len({window.output_size(size) for window in windows}) == 1:
+        return least, 0  # any slack of the right output size will do: the one that pads least
+    if joined and most - least < windows[0].stride and windows[0].spread == 1:
+        return least, most - least
+    return None
 
 
 def positions(window: Window, within: Window) -> slice:

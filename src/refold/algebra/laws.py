@@ -133,11 +133,12 @@ def add(terms: Sequence[AffineConv], space: Space | None = None) -> AffineConv |
 
 def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | None = None) -> AffineConv | Refusal:
     """The concatenation, over output channels, of maps of one tensor; a number stands for that many
-    channels that are 0. Exact under the conditions of :func:`add`."""
+    channels that are 0. Exact under the conditions of :func:`add`; at sizes of the input at which their outputs
+    differ in number there is no concatenation (every second row beside the others), so those do not count."""
     maps = [part for part in parts if isinstance(part, AffineConv)]
     if any(part.channels_in != channels_in for part in maps):
         return Refusal(f"the branches do not all read {channels_in} channels")
-    windows = _common_windows(maps, space)
+    windows = _common_windows(maps, space, joined=True)
     if isinstance(windows, Refusal):
         return windows
     taps = tuple(window.taps for window in windows)
@@ -305,12 +306,15 @@ def _regroup_matrix(weights: Array, outer: AffineConv, groups: int) -> Array:
     return regroup(AffineConv(weights, outer.bias, (), outer.groups), groups).kernel
 
 
-def _common_windows(terms: Sequence[AffineConv], space: Space | None) -> tuple[Window, ...] | Refusal:
+def _common_windows(
+    terms: Sequence[AffineConv], space: Space | None, *, joined: bool = False
+) -> tuple[Window, ...] | Refusal:
     if len({len(term.windows) for term in terms}) != 1:
         return Refusal("the branches have different numbers of spatial axes")
     windows: list[Window] = []
     for axis in range(len(terms[0].windows)):
-        window = geometry.union([term.windows[axis] for term in terms], space[axis] if space else None)
+        own = [term.windows[axis] for term in terms]
+        window = geometry.union(own, space[axis] if space else None, joined=joined)
         if isinstance(window, Refusal):
             return window
         windows.append(window)

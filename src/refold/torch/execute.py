@@ -46,6 +46,8 @@ def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str
             raise
         except Exception as error:  # whatever torch raises on sizes or types that it does not take
             raise InputError(f"'{step.name}' does not run in float64 at this size: {first_line(error)}") from error
+        if len(outputs) != len(step.gives):  # a split of more, or fewer, than were there
+            raise InputError(f"'{step.name}' gives {len(outputs)} tensors at this size and not {len(step.gives)}")
         for symbol, output in zip(step.gives, outputs, strict=True):
             if output.is_floating_point() and output.dtype != torch.float64:
                 if any("float" in read.dtype for read in step.reads):
