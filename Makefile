@@ -99,7 +99,7 @@ look: .venv/ready
 	PYTHONPATH=src $(TEST) tests/report/look.py
 
 docs: .venv/ready
-	$(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build
+	KERAS_BACKEND=jax $(TEST) -m sphinx --fail-on-warning --quiet docs docs/_build
 	@echo "The documentation is in docs/_build/index.html"
 
 experiments: .venv/ready

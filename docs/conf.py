@@ -2,7 +2,8 @@
 
 project = "refold"
 author = "The refold developers"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_typehints = "none"  # the sentences say what arrays are
 html_theme = "furo"
 html_title = "refold"
 exclude_patterns = ["_build"]

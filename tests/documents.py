@@ -15,7 +15,14 @@ RUN_ON = {
     "checkpoints": ("docs/checkpoints.md",),
     "onnx": ("docs/onnx.md",),
     "paddle": ("docs/paddle.md",),
-    "torch": ("docs/torch.md", "docs/certificate.md", "docs/unfold.md", "docs/weight-normalization-tutorial.md"),
+    "torch": (
+        "docs/torch.md",
+        "docs/certificate.md",
+        "docs/unfold.md",
+        "docs/weight-normalization-tutorial.md",
+        "docs/tour.md",
+        "docs/extending.md",
+    ),
 }
 
 

@@ -31,7 +31,8 @@ class OrthogonalWeights(EffectiveKernel):
         layer: the layer; built or not.
         map: ``"cayley"``, or ``"exponential"``, which takes about three times as long.
         gain: whether to learn one number that multiplies the kernel, and that starts as its mean singular value.
-        axis, **kwargs: as for :class:`~refold.keras.WeightNormalization`.
+        axis: as for :class:`~refold.keras.WeightNormalization`.
+        **kwargs: as for that one, too.
 
     The kernel of a convolution is the matrix ``(filters, taps * channels)``: the convolution as a map of images
     is not orthogonal then.

@@ -36,7 +36,8 @@ class SpectralNormalization(EffectiveKernel):
         power_iterations: how many steps a call in training makes, at least 1.
         epsilon: added to ``sigma``; 0 by default, as in the papers.
         gain: whether to learn a gain, which starts as ``sigma + epsilon``.
-        axis, **kwargs: as for :class:`~refold.keras.WeightNormalization`.
+        axis: as for :class:`~refold.keras.WeightNormalization`.
+        **kwargs: as for that one, too.
 
     A kernel of zeros gives zeros and passes no gradient. Of a depthwise convolution the matrix has a row per
     channel and multiple; its singular value is that of this matrix, not of the convolution as a map of images.
