@@ -52,6 +52,13 @@ def environment(*packages: str) -> dict[str, Any]:
     }
 
 
+def read(name: str) -> dict[str, Any]:
+    """The results of the benchmark ``name`` as they were written last; empty where there are none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
 def write(name: str, result: Mapping[str, Any]) -> None:
     """Write the results of the benchmark ``name``."""
     path = RESULTS / f"{name}.json"
