@@ -9,7 +9,7 @@ MINUTES ?= 10
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs experiments bench bench-keras bench-torch bench-onnx bench-weights clean
+.PHONY: bench-certificate help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs experiments bench bench-keras bench-torch bench-onnx bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -106,8 +106,19 @@ experiments: .venv/ready
 	$(TEST) docs/experiments/normalized_training.py
 
 # Every benchmark, one after the other: a new one is one name here and one target below.
-BENCHMARKS := bench-keras bench-torch bench-onnx bench-weights
+BENCHMARKS := bench-certificate bench-keras bench-torch bench-onnx bench-weights
 bench: $(BENCHMARKS)
+
+.venv-bench-certificate/ready: pyproject.toml
+	@echo "Setting up .venv-bench-certificate: gigabytes, once"
+	$(PYTHON) -m venv .venv-bench-certificate
+	.venv-bench-certificate/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	.venv-bench-certificate/bin/python -m pip install --quiet --disable-pip-version-check --group bench-certificate --editable .
+	touch $@
+
+bench-certificate: .venv-bench-certificate/ready
+	.venv-bench-certificate/bin/python benchmarks/certificates.py
+	.venv-bench-certificate/bin/python benchmarks/tables.py
 
 bench-keras: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py

@@ -41,7 +41,7 @@ from polygraphy.logger import G_LOGGER
 import refold
 
 RANDOM_RIGHT = 40
-CERTIFY_SECONDS = 2
+CERTIFY_SECONDS = 1
 CERTIFY_ALONE_SECONDS = 80
 # Blocks, channels, and the side of the image.
 NETWORKS = ((4, 8, 32), (50, 8, 32), (4, 64, 32), (50, 64, 32), (4, 256, 28))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sections import keras_blocks, onnx_files, onnx_proofs, torch_models, weight_normalization
+from sections import certificates, keras_blocks, onnx_files, onnx_proofs, torch_models, weight_normalization
 from sections.markdown import table
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 
 # In the order of the page, each by the name of its file of results.
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "certificates": certificates.section,
     "keras_blocks": keras_blocks.section,
     "torch_models": torch_models.section,
     "onnx_files": onnx_files.section,
