@@ -9,10 +9,16 @@ import refold
 from refold.proof import Verdict
 
 WRONG = [*faults(), *published()]
+# No model with such weights is read.
+NOT_FINITE = ("one weight not a number", "one weight infinite")
 
 
 @pytest.mark.parametrize("case", WRONG, ids=[case.name for case in WRONG])
 def test_a_wrong_fold_is_refuted(case: Case) -> None:
+    if case.name in NOT_FINITE:
+        with pytest.raises(refold.InputError, match="not finite"):
+            refold.prove(case.before, case.after, case.example)
+        return
     certificate = refold.prove(case.before, case.after, case.example)
     assert certificate.verdict is Verdict.REFUTED, certificate
     assert not certificate.ok
