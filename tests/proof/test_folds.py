@@ -285,6 +285,32 @@ def test_each_storage_type_has_its_own_rounding(dtype: str) -> None:
     assert certificate.verdict is Verdict.PROVED, certificate
 
 
+def test_without_a_float64_reference_regions_still_end_at_equal_operators() -> None:
+    """Else the rounding of a bias would have to be seen in what is left where it cancels two operators later."""
+    rng = np.random.default_rng(4)
+    first, second = normal(rng, 4, 4, 3), normal(rng, 4, 8, 1)
+    offset = (1000 * rng.normal(size=4)).astype("float32")
+    norm = batch_norm("n", "c", rng, 4)
+    scale, _ = scale_of(norm)
+    reached = second[:, :4, 0].astype("float64") @ offset
+    beta = (norm.weights["mean"] * scale - reached * scale).astype("float32")
+    norm = replace(norm, weights={**norm.weights, "beta": beta})
+    merged, bias = fused(second, np.zeros(4), norm)
+    shared = (
+        step("r", "relu", "x"),
+        conv("k", "r", first, offset, pad=((1, 1),)),
+        step("j", "concat", "k", "r"),
+    )
+    end = step("t", "single", "n"), step("t", "single", "f")
+    before = Model({"x": (None, 4, 6)}, (*shared, conv("c", "j", second), norm, end[0]), ("t",))
+    after = Model(
+        {"x": (None, 4, 6)}, (*shared, conv("f", "j", merged.astype("f"), bias.astype("f")), end[1]), ("t",)
+    )
+    certificate = check(before, after)
+    assert [r.verdict for r in certificate.regions] == [Verdict.PROVED] * len(certificate.regions), certificate
+    assert certificate.ok
+
+
 def test_inputs_that_are_given_are_measured_too() -> None:
     model = stack(np.random.default_rng(0))
     x = np.random.default_rng(1).uniform(size=(5, 4, 7, 7)).astype("float32")

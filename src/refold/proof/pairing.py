@@ -19,7 +19,7 @@ from refold.errors import InputError
 from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
 from refold.graph.graph import Affine, Graph, Node, Opaque
 from refold.proof.cone import ranks
-from refold.proof.digest import Keys
+from refold.proof.digest import Keys, same_parameters
 
 # Values agree loosely up to this part of their largest entry: rounded weights of many layers may lie
 # between. What agrees best is taken, and all that agree about as well.
@@ -109,6 +109,8 @@ class _Search:
             agreeing = self._agreeing(name) if name in self.seen else []
             if fixed or agreeing:
                 found[name] = tuple(dict.fromkeys([*fixed, *agreeing]))
+        if not self.values:
+            self._follow_wires(found)
         # What paired operators read, argument by argument, are counterparts whether they agree or not.
         reads = [
             pair
@@ -121,6 +123,26 @@ class _Search:
             if theirs not in found.get(mine, ()):
                 found[mine] = (*found.get(mine, ()), theirs)
         return Pairing(found, frozenset(reads), self.values, self.why, self.u)
+
+    def _follow_wires(self, found: dict[str, tuple[str, ...]]) -> None:
+        """Where no values tell, what equal linear operators give from counterparts are counterparts too."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.before.graph.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers.setdefault(name, []).append(node)
+        for node in self.after.graph.nodes:
+            if isinstance(node.op, Opaque) or not node.inputs or node.output in found:
+                continue
+            others = [other for theirs in found.get(node.inputs[0], ()) for other in readers.get(theirs, ())]
+            alike = [
+                other.output
+                for other in others
+                if _same_op(node, other)
+                and len(node.inputs) == len(other.inputs)
+                and all(b in found.get(a, ()) for a, b in zip(node.inputs, other.inputs, strict=True))
+            ]
+            if alike:
+                found[node.output] = tuple(dict.fromkeys(alike))
 
     # ---- values ----------------------------------------------------------------------------------
 
@@ -228,6 +250,15 @@ class _Search:
 
 def _same_form(node: Node, other: Node) -> bool:
     return len(node.inputs) == len(other.inputs) and len(node.outputs) == len(other.outputs)
+
+
+def _same_op(node: Node, other: Node) -> bool:
+    one, two = node.op, other.op
+    if not isinstance(one, Affine) or not isinstance(two, Affine):
+        return type(one) is type(two) and not isinstance(one, Opaque) and one == two
+    if (one.axis, one.conv.windows, one.conv.groups) != (two.axis, two.conv.windows, two.conv.groups):
+        return False
+    return same_parameters((one.conv.kernel, one.conv.bias), (two.conv.kernel, two.conv.bias))
 
 
 def _worth_seeing(graph: Graph) -> list[str]:
