@@ -26,6 +26,21 @@ def printable(name: object, limit: int = 200) -> str:
     return "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else _escaped(c) for c in text)
 
 
+def brief(name: object, limit: int) -> str:
+    r"""A name as :func:`printable` shows it, in about ``limit`` characters: of a longer one, the two ends.
+
+    For places where many names stand and another place has more of each.
+
+    >>> brief("backbone/stage_3/conv", 12)
+    'backb…3/conv'
+    """
+    text = str(name)
+    if len(text) > limit:
+        head = (limit - 1) // 2
+        text = f"{text[:head]}…{text[-(limit - 1 - head) :]}"
+    return printable(text, limit)
+
+
 def _escaped(character: str) -> str:
     code = ord(character)
     if code < 0x100:

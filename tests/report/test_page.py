@@ -142,8 +142,10 @@ def test_the_same_data_gives_the_same_page() -> None:
     assert render(everything()) == render(everything())
 
 
-def test_two_hundred_layers_stay_below_a_megabyte() -> None:
-    name = "model.stages.2.blocks.representative_"
+@pytest.mark.parametrize("length", [64, 200])
+def test_two_hundred_blocks_with_long_names_stay_below_a_megabyte(length: int) -> None:
+    # 1,200 steps before, 400 after, and the whole proof.
+    name = "representative_model/backbone/stage_3/".ljust(length, "b")
     html = render(Page("large", plan(200, name), proved(200, name), timing()))
     assert html.count('<details class="card') == 200
     assert 'id="net-before"' in html

@@ -20,7 +20,7 @@ from pygal.style import Style
 from refold.graph.anatomy import Anatomy
 from refold.proof.certificate import Certificate, Verdict
 from refold.report.summary import Gain, Training
-from refold.shown import printable
+from refold.shown import brief, printable
 
 # The style sheet of the page colors the series by these classes; pygal only needs to know how many there are.
 _STYLE = Style(colors=("currentColor",) * 8)
@@ -78,7 +78,7 @@ def rounding(certificate: Certificate, label: str) -> Markup | None:
     logarithmic = max(shown) > 10
     good = [r.ratio if r.verdict is Verdict.PROVED else None for r in regions]
     bad = [None if r.verdict is Verdict.PROVED else r.ratio for r in regions]
-    names = [printable(region.where, 60) for region in regions]
+    names = [brief(region.where, 40) for region in regions]
     chart = _dots(names, shown, logarithmic, floor=0.01)
     place = _decades if logarithmic else _plain
     count = max(len(regions), 2)
@@ -95,7 +95,7 @@ def end_to_end(certificate: Certificate, label: str) -> Markup | None:
     if not results:
         return None
     several = len({result.output for result in results}) > 1
-    names = [f"{r.inputs}, {printable(r.output, 40)}" if several else r.inputs for r in results]
+    names = [f"{r.inputs}, {brief(r.output, 40)}" if several else r.inputs for r in results]
     original = [result.original_max_error or 0.0 for result in results]
     folded = [result.max_error for result in results]
     known = [number for number in (*original, *folded) if 0 < number < math.inf]
@@ -171,7 +171,7 @@ def _dots(names: Sequence[str], shown: Sequence[float], logarithmic: bool, floor
         }
     many = len(names) > _MOST_NAMES
     every = -(-len(names) // 10)
-    below = [str(i + 1) for i in range(len(names))] if many else [_short(name) for name in names]
+    below = [str(i + 1) for i in range(len(names))] if many else [brief(name, 18) for name in names]
     return pygal.Line(
         **_COMMON,
         **axis,
@@ -224,10 +224,6 @@ def _said(text: str) -> Any:
     return lambda _: text
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
-
-
 # What the style sheet of the page speaks of, and what says where things are.
 _CLASSES = {"axis", "x", "y", "y2", "line", "guide", "background", "series", "bar", "ci", "dot"}
 _PLACES = {"d", "x", "y", "x1", "x2", "y1", "y2", "r", "cx", "cy", "rx", "ry", "width", "height", "transform"}
@@ -246,7 +242,9 @@ def _strip(element: Any) -> None:
     for child in list(element):
         kind = child.tag if isinstance(child.tag, str) else ""  # a comment's tag is a function
         words = child.get("class", "").split()
-        if kind in ("", "defs", "script", "style") or {"tooltip", "tooltip-overlay", "text-overlay"} & set(words):
+        # The title is pygal's own name, which a browser would show on hover.
+        hover = {"tooltip", "tooltip-overlay", "text-overlay"} & set(words)
+        if hover or kind in ("", "defs", "script", "style", "title"):
             element.remove(child)
         elif kind == "desc":
             element.remove(child)

@@ -25,7 +25,7 @@ from refold.graph.anatomy import Anatomy, step
 from refold.graph.region import Region
 from refold.proof.certificate import TONES, LocalResult, RegionResult, Verdict
 from refold.report.summary import Page, answers, gains, tone, verdict
-from refold.shown import printable
+from refold.shown import brief, printable
 
 # The colors that regions take in turn; the style sheet has as many.
 COLORS = 8
@@ -65,6 +65,7 @@ def render(page: Page) -> str:
         loader=PackageLoader("refold", "report/templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["clean"] = printable
+    environment.filters["brief"] = brief
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["color"] = lambda number: f"c{(number - 1) % COLORS}"
     environment.filters["number"] = _number
@@ -153,7 +154,7 @@ def _pictures(page: Page, cards: list[Card]) -> Mapping[str, Any]:
     if plan is not None:
         pictures["before"], pictures["after"] = network.before(plan), network.after(plan)
         pictures["box"] = (network.WIDTH, network.HEIGHT)
-        names = [printable(card.region.value, 60) for card in cards]
+        names = [brief(card.region.value, 40) for card in cards]
         pictures["norms"] = charts.norms(
             names, [card.inside for card in cards], "Chart of the norm of each folded kernel and of its branches"
         )
