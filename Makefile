@@ -5,11 +5,13 @@ PADDLE := .venv-paddle/bin/python
 DEMO := .venv-demo/bin/python
 BENCH_TORCH := .venv-bench-torch/bin/python
 BENCH_ONNX := .venv-bench-onnx/bin/python
+BENCH_CERTIFICATE := .venv-bench-certificate/bin/python
 MINUTES ?= 10
 BACKENDS ?= jax tensorflow torch
 PYTEST := $(TEST) -m pytest -n 2
 
-.PHONY: bench-certificate help look demo fuzz test test-core test-onnx test-torch test-keras test-paddle lint docs experiments bench bench-keras bench-torch bench-onnx bench-weights clean
+.PHONY: help demo test test-core test-onnx test-torch test-keras test-paddle fuzz lint look docs experiments \
+  bench bench-certificate bench-keras bench-torch bench-onnx bench-weights clean
 
 help:
 	@echo "make demo    train a rich network, fold it, prove it, and write a report (a minute or two)"
@@ -20,6 +22,7 @@ help:
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make experiments  train what the tutorial on weight normalization shows, and draw it (some minutes)"
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"
+	@echo "make bench-certificate  what checks of equality find on right and wrong folds, and what that takes"
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
 	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
 	@echo "make bench-onnx     ONNX files, against the tools that simplify them and the runtimes that optimize them"
@@ -112,13 +115,13 @@ bench: $(BENCHMARKS)
 .venv-bench-certificate/ready: pyproject.toml
 	@echo "Setting up .venv-bench-certificate: gigabytes, once"
 	$(PYTHON) -m venv .venv-bench-certificate
-	.venv-bench-certificate/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	.venv-bench-certificate/bin/python -m pip install --quiet --disable-pip-version-check --group bench-certificate --editable .
+	$(BENCH_CERTIFICATE) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BENCH_CERTIFICATE) -m pip install --quiet --disable-pip-version-check --group bench-certificate --editable .
 	touch $@
 
 bench-certificate: .venv-bench-certificate/ready
-	.venv-bench-certificate/bin/python benchmarks/certificates.py
-	.venv-bench-certificate/bin/python benchmarks/tables.py
+	$(BENCH_CERTIFICATE) benchmarks/certificates.py
+	$(BENCH_CERTIFICATE) benchmarks/tables.py
 
 bench-keras: .venv/ready
 	KERAS_BACKEND=jax $(TEST) benchmarks/keras_blocks.py
@@ -140,4 +143,4 @@ bench-weights: .venv/ready
 	$(TEST) benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch .venv-bench-onnx build/onnx docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch .venv-bench-onnx .venv-bench-certificate build docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
