@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from made_up import HOSTILE, certificate, plan, proved, timing
 
+from refold.proof.certificate import Digests, LocalResult, Verdict
 from refold.report import page as page_module
 from refold.report.page import render
 from refold.report.summary import Page, Training
+from refold.shown import printable
 
 NAMES = (
     HOSTILE,
@@ -59,6 +61,7 @@ class Outline(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
+        self.text = ""
         self.feed(html)
         assert not self.open
 
@@ -71,6 +74,9 @@ class Outline(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in self.VOID:
             assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]
@@ -136,6 +142,49 @@ def test_hostile_names_stay_text(name: str) -> None:
     assert not set(html) & {"\x1b", "\0", "\u202e"}
     assert len(html) < 200_000
     assert name.startswith("n") or "evil" in html or "a\\x00b" in html or "&lt;" in html or "--&gt;" in html
+
+
+def named(name: str) -> Page:
+    """``name`` in every place where a file may have one of its own, those of a kept certificate included."""
+    proof = certificate(name)
+    proof = replace(
+        proof,
+        regions=tuple(replace(r, counterpart=name, method=name, sentence=name) for r in proof.regions),
+        local=tuple(LocalResult(r.where, Verdict.REFUTED, 1.0, 2.0) for r in proof.regions),
+        end_to_end=tuple(replace(e, inputs=name, sentence=name) for e in proof.end_to_end),
+        before=Digests(name, name),
+        versions={name: name},
+        notes=(name,),
+        assumptions=(name,),
+    )
+    return Page(name, plan(name=name), proof, timing(), replace(TRAINING, scales={name: 0.5}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        HOSTILE,
+        "</script><script>alert(1)</script>",
+        "</title></style></svg></textarea><svg onload=alert(1)>",
+        '"><img src=x onerror=alert(1)>',
+        "' onmouseover='alert(1)' autofocus='",
+        "<a href=javascript:alert(1)><base href=//example.org/>",
+        "]]>--><!--<!DOCTYPE x>",
+        "&lt;img src=x&gt;&#60;",
+        "{{ 7 * 7 }}{% raw %}",
+        "\x00\x07\x1b]0;x\x9b\n\r\u202e\u2028\ufeff",
+    ],
+)
+def test_names_change_the_text_of_a_page_and_nothing_else(name: str) -> None:
+    found, harmless = Outline(render(named(name))), Outline(render(named("name")))
+    assert [tag for tag, _ in found.tags] == [tag for tag, _ in harmless.tags]
+    for (tag, attributes), (_, same) in zip(found.tags, harmless.tags, strict=True):
+        assert list(attributes) == list(same), tag
+        moved = {"viewbox", "transform", "d", "x", "y", "width", "height", "cx", "cy", "x1", "x2", "y1", "y2"}
+        for attribute in set(attributes) - moved:
+            assert attributes[attribute] == same[attribute], (tag, attribute)
+    assert printable(name) in found.text
+    assert re.sub("[\n\xa0]", "", found.text).isprintable()
 
 
 def test_the_same_data_gives_the_same_page() -> None:
