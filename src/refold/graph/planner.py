@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import final
 
 import numpy as np
 
-from refold.algebra.affine import AffineConv
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost, sum_cost, turn_cost
+from refold.algebra.cost import Cost, elementwise_cost
 from refold.algebra.refusal import Refusal
+from refold.graph.form_cost import Helpers, form_cost, no_helpers
 from refold.graph.forms import NOT_FINITE, FormBuilder, Parts, can_be_stored, form_builder
-from refold.graph.graph import Affine, AffineForm, Concat, Dialect, Gain, Graph, Node, Opaque, Value
+from refold.graph.graph import Affine, AffineForm, Concat, Gain, Graph, Node, Opaque
 from refold.graph.plan import Kept, Plan
 from refold.graph.region import Part, Region
 
@@ -32,15 +31,6 @@ MOST_COMBINATIONS = 32
 
 NO_GAIN = "together they would not be cheaper"
 _WORDS = {"multiply_adds": "multiply-adds", "operators": "operators", "bytes": "bytes of memory traffic"}
-
-# How many operators beside the convolution itself a framework needs to say it, for an input of the given
-# spatial sizes (a padding that its own convolution cannot express, say), or why it cannot say it.
-Helpers = Callable[[AffineConv, tuple[int | None, ...]], int | Refusal]
-
-
-def no_helpers(conv: AffineConv, space: tuple[int | None, ...]) -> int | Refusal:
-    """For frameworks whose convolution has explicit paddings on both sides."""
-    return 0
 
 
 def make_plan(
@@ -200,7 +190,7 @@ class _Search:
         for form in parts:
             size = form.bias.size if len(parts) > 1 else output.nominal[axis]
             shapes.append((*output.nominal[:axis], size, *output.nominal[axis + 1 :]))
-            own, refusal = self._form_cost(form, replace(output, nominal=shapes[-1]), axis)
+            own, refusal = form_cost(self.builder, self.helpers, form, replace(output, nominal=shapes[-1]), axis)
             cost += own
             refusals += [refusal] if refusal else []
         if len(parts) > 1:
@@ -208,37 +198,6 @@ class _Search:
             cost += replace(joined, multiply_adds=0)
         is_concat = len(parts) > 1 and isinstance(node.op, Concat)
         return Cut(parts, cost, next(iter(refusals), None), is_concat)
-
-    def _form_cost(self, form: AffineForm, output: Value, axis: int) -> tuple[Cost, Refusal | None]:
-        """What it costs to compute ``output``, with its channels on ``axis``, from the leaves of ``form``; and why
-        the framework cannot say it, if it cannot."""
-        positions = prod(_without(output.nominal, axis))
-        cost = Cost()
-        refusal = None
-        bias_has_a_place = not np.any(form.bias)
-        for name, term in form.terms.items():
-            leaf = self.graph.values[name]
-            axes = self.builder.axes[name], axis
-            before, after, takes_bias = _turns(self.graph.dialect, term, *axes, len(output.shape))
-            if before:
-                cost += turn_cost(leaf.nominal, leaf.itemsize)
-            if after:
-                cost += turn_cost(output.nominal, output.itemsize)
-            if not term.is_identity:
-                helpers = self.helpers(term, self.builder.space(name))
-                if isinstance(helpers, Refusal):
-                    refusal, helpers = helpers, 0
-                read = _padded(leaf.nominal, self.builder.axes[name], term) if helpers else leaf.nominal
-                if helpers:
-                    cost += elementwise_cost([leaf.nominal], read, leaf.itemsize)
-                cost += Cost(operators=max(helpers - 1, 0))
-                cost += convolution_cost(term, prod(read), positions, leaf.itemsize)
-                bias_has_a_place = bias_has_a_place or takes_bias
-        if len(form.terms) > 1:
-            cost += sum_cost(len(form.terms), output.nominal, output.itemsize, self.graph.dialect.adds_pairs)
-        if not bias_has_a_place:
-            cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
-        return cost, refusal
 
     def _leaves(self, value: str, chosen: Choice) -> tuple[str, ...]:
         cut = chosen[value]
@@ -501,28 +460,6 @@ class _Search:
         return [form for form in forms if isinstance(form, AffineForm)]
 
 
-def _turns(dialect: Dialect, conv: AffineConv, axis_in: int, axis_out: int, rank: int) -> tuple[bool, bool, bool]:
-    """Whether the tensor is turned around before ``conv`` and after it, so that its channels come from
-    ``axis_in`` and end at ``axis_out``; and whether the operator for ``conv`` takes a bias."""
-    if conv.is_scale:
-        return axis_in != axis_out, False, dialect.biased
-    if dialect.conv_axis is None:
-        return axis_in != axis_out, False, True
-    if axis_in == axis_out == rank - 1 != dialect.conv_axis and conv.is_pointwise and conv.groups == 1:
-        return False, False, dialect.biased  # a dense layer
-    return axis_in != dialect.conv_axis, axis_out != dialect.conv_axis, True
-
-
-def _padded(shape: tuple[int, ...], axis: int, conv: AffineConv) -> tuple[int, ...]:
-    """The shape of a tensor after the padding (or cropping) of ``conv`` as an operator of its own."""
-    windows = iter(conv.windows)
-    grown = []
-    for place, size in enumerate(shape):
-        window = None if place in (0, axis) else next(windows)
-        grown.append(size if window is None else size + window.before + window.after)
-    return tuple(grown)
-
-
 def _part(form: AffineForm, inside: list[Node]) -> Part:
     """A form as part of a region; ``inside`` are the nodes of the whole region, in the order of the graph."""
     own = [node for node in inside if node.name in form.nodes]
@@ -532,10 +469,6 @@ def _part(form: AffineForm, inside: list[Node]) -> Part:
 
 def _is_biased(node: Node) -> bool:
     return isinstance(node.op, Affine) and node.op.biased
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return tuple(size for place, size in enumerate(shape) if place not in (0, axis))
 
 
 def _components(graph: Graph) -> list[list[str]]:
