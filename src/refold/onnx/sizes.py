@@ -402,7 +402,7 @@ class _Walk:
             if any(mask.any() for mask in others):
                 return everything
             arrays = [
-                masks[place].astype(np.int64)  # type: ignore[union-attr]
+                masks[place].astype(np.int64)  # type: ignore[union-attr]  # the masks are arrays here
                 if facts is not None and place in moved
                 else None
                 if facts is None

@@ -166,7 +166,7 @@ class Block(nn.Layer):  # type: ignore[misc]
         return total if self.act is None else self.act(total)
 
     # Which way it takes depends on no tensor, and Paddle cannot translate its syntax.
-    @paddle.jit.not_to_static  # type: ignore[untyped-decorator]
+    @paddle.jit.not_to_static  # type: ignore[untyped-decorator]  # Paddle has no types
     def _branches(self, x: Any) -> Any:
         # No closure over self: Paddle's other translator (of bytecode) loses it.
         return blocks.interpret(self.expression, x, partial(_apply, self.parts), _sum)

@@ -310,7 +310,7 @@ class _Recorder:
                 self.alive.append(args[0])
             return result
 
-        called.__wrapped__ = function  # type: ignore[attr-defined]
+        called.__wrapped__ = function  # type: ignore[attr-defined]  # as functools does
         return called
 
     def note_writing(self, tensor: Any) -> None:
