@@ -105,3 +105,26 @@ def test_norms_of_branches_and_of_the_fold() -> None:
 def test_training_of_any_length(epochs: int) -> None:
     told = Training((1.0,) * epochs, (0.5,) * epochs, 0.5, 0.5)
     assert 'role="img" aria-label="label"' in charts.training(told, "label")
+
+
+def test_the_names_below_the_first_and_the_last_place_are_not_cut_off() -> None:
+    for names in (["a" * 18, "b" * 18], ["one", "in the middle"] * 4, ["c"]):
+        proof = certificate()
+        regions = tuple(replace(proof.regions[0], where=name) for name in names)
+        svg = charts.rounding(replace(proof, regions=regions), "label")
+        assert svg is not None
+        root = ElementTree.fromstring(svg)
+        (plot,) = {
+            float(re.findall(r"[\d.]+", outer.get("transform", ""))[0])
+            for outer in root.iter("g")
+            for axis in outer.findall("g")
+            if axis.get("class") == "axis x"
+        }
+        for text in root.iterfind(".//g[@class='axis x']//text"):
+            assert text.text is not None
+            half = 3.6 * len(text.text)  # of letters of 13 px, which are 7 px wide
+            place = plot + float(text.get("x", "nan"))
+            if text.get("transform") is None:
+                assert half <= place <= 640 - half
+            else:
+                assert place <= 640 - 2 * half * np.cos(np.radians(30))

@@ -48,6 +48,7 @@ def gains(found: Sequence[Gain], label: str) -> Markup:
         **_COMMON,
         width=640,
         height=36 * len(found) + 46,
+        margin_left=20,
         range=(0, max(100.0, *(100 * (gain.high or gain.share) for gain in found))),
         x_labels=[gain.name for gain in reversed(found)],
         value_formatter=lambda percent: f"{percent:.0f} %",
@@ -172,17 +173,21 @@ def _dots(names: Sequence[str], shown: Sequence[float], logarithmic: bool, floor
     many = len(names) > _MOST_NAMES
     every = -(-len(names) // 10)
     below = [str(i + 1) for i in range(len(names))] if many else [brief(name, 18) for name in names]
+    level = many or max(map(len, below), default=0) * len(below) < 84
+    # Half of a name stands to the left of its place and half to the right; all of it, where it is turned.
+    left = len(below[0]) * 4 - 30 if below and level else 0
+    right = len(below[-1]) * (4 if level else 6) if below else 0
     return pygal.Line(
-        **_COMMON,
+        **{**_COMMON, "margin_left": max(_COMMON["margin"], left), "margin_right": max(30, right)},
         **axis,
         width=640,
-        height=240 if many or max(map(len, below), default=0) * len(below) < 84 else 300,
+        height=240 if level else 300,
         stroke=False,
         dots_size=5 if len(names) <= 30 else 2.5,
         x_labels=below,
         x_labels_major_every=every if many else 1,
         show_minor_x_labels=not many,
-        x_label_rotation=0 if many or max(map(len, below), default=0) * len(below) < 84 else 30,
+        x_label_rotation=0 if level else 30,
     )
 
 

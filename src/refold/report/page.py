@@ -24,7 +24,7 @@ from refold import __version__
 from refold.graph.anatomy import Anatomy, step
 from refold.graph.region import Region
 from refold.proof.certificate import TONES, LocalResult, RegionResult, Verdict
-from refold.report.summary import Page, answers, gains, tone, verdict
+from refold.report.summary import Page, answers, duration, gains, tone, verdict
 from refold.shown import brief, printable
 
 # The colors that regions take in turn; the style sheet has as many.
@@ -66,6 +66,7 @@ def render(page: Page) -> str:
     )
     environment.filters["clean"] = printable
     environment.filters["brief"] = brief
+    environment.filters["duration"] = duration
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["color"] = lambda number: f"c{(number - 1) % COLORS}"
     environment.filters["number"] = _number

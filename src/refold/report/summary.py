@@ -184,8 +184,8 @@ def gains(page: Page) -> list[Gain]:
         found.append(
             Gain(
                 "latency",
-                milliseconds(timing.before.median),
-                milliseconds(timing.after.median),
+                duration(timing.before.median),
+                duration(timing.after.median),
                 1 / timing.ratio,
                 1 / timing.ratio_high,
                 1 / timing.ratio_low,
@@ -196,9 +196,9 @@ def gains(page: Page) -> list[Gain]:
     return found
 
 
-def milliseconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time for people."""
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _places(plan: Plan) -> int:

@@ -84,6 +84,10 @@
     view.addEventListener("dragstart", (event) => event.preventDefault());
   }
 
+  // Small networks need no large frame.
+  const tallest = Math.max(240, ...views.map((view) => view.firstElementChild.getBoundingClientRect().height + 20));
+  for (const view of views) view.style.maxHeight = `${tallest}px`;
+
   // ---- regions
   const boxes = new Map();
   for (const link of document.querySelectorAll(".view a")) {
