@@ -44,12 +44,15 @@ _MOST_NAMES = 12
 
 def gains(found: Sequence[Gain], label: str) -> Markup:
     """What is left of each quantity, in per cent of what it was, with the quartiles of what was measured."""
+    top = max(100.0, *(100 * (gain.high or gain.share) for gain in found))
+    step = 20 if top <= 200 else _round_up(top / 8)
     chart = pygal.HorizontalBar(
         **_COMMON,
         width=640,
         height=36 * len(found) + 46,
         margin_left=20,
-        range=(0, max(100.0, *(100 * (gain.high or gain.share) for gain in found))),
+        range=(0, top),
+        y_labels=[step * i for i in range(int(top / step) + 1)],
         x_labels=[gain.name for gain in reversed(found)],
         value_formatter=lambda percent: f"{percent:.0f} %",
         spacing=14,

@@ -84,9 +84,10 @@
     view.addEventListener("dragstart", (event) => event.preventDefault());
   }
 
-  // Small networks need no large frame.
-  const tallest = Math.max(240, ...views.map((view) => view.firstElementChild.getBoundingClientRect().height + 20));
-  for (const view of views) view.style.maxHeight = `${tallest}px`;
+  // Small networks need no large frame; side by side, both have the same.
+  const stacked = matchMedia("(max-width:820px)").matches;
+  const tall = views.map((view) => Math.max(240, view.firstElementChild.getBoundingClientRect().height + 20));
+  views.forEach((view, index) => { view.style.maxHeight = `${stacked ? tall[index] : Math.max(...tall)}px`; });
 
   // ---- regions
   const boxes = new Map();
