@@ -225,3 +225,31 @@ def everywhere(function: Callable[[np.ndarray], np.ndarray], conv: Any, spaces: 
 def like(algebra: Any, window: Any) -> Any:
     """The same window as a value of this algebra."""
     return algebra.Window(**{field.name: getattr(window, field.name) for field in fields(window)})
+
+
+def distribute(graph: Any, op: Any, branches: Sequence[Any], expected: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """``op`` of ``graph``'s, behind a concatenation of ``branches`` that each read a tensor of their own: where it
+    is carried out on each branch, that is ``expected`` of what stands in the concatenation."""
+    data = {f"x{index}": x(branch.channels_in, 6, 5, seed=index) for index, branch in enumerate(branches)}
+    given = joined([run(branch, tensor) for branch, tensor in zip(branches, data.values(), strict=True)])
+    said = expected(given)
+    nodes = [
+        graph.Node(f"branch{index}", graph.graph.Affine(branch, 1), (f"x{index}",), (f"y{index}",))
+        for index, branch in enumerate(branches)
+    ]
+    nodes.append(
+        graph.Node("both", graph.graph.Concat(1), tuple(f"y{index}" for index in range(len(branches))), ("both",))
+    )
+    nodes.append(graph.Node("last", op, ("both",), ("last",)))
+    sizes = {name: tensor.shape for name, tensor in data.items()} | {"both": given.shape, "last": said.shape}
+    sizes |= {f"y{index}": run(branch, data[f"x{index}"]).shape for index, branch in enumerate(branches)}
+    values = {name: graph.Value(name, (None, *shape), "float32", (1, *shape)) for name, shape in sizes.items()}
+    builder = graph.forms.form_builder(graph.Graph(values, tuple(nodes), tuple(data), ("last",)))
+    forms = [builder.combine(node, [builder.leaf(node.inputs[0])]) for node in nodes[:-2]]
+    (behind,) = (parts for parts in builder.parts(nodes[-2], [(form,) for form in forms]) if len(parts) > 1)
+    answers = [parts for parts in builder.parts(nodes[-1], [behind]) if len(parts) > 1]
+    for parts in answers:
+        assert [list(part.terms) for part in parts] == [[name] for name in data]
+        terms = [(part.terms[name].with_bias(part.bias), name) for part in parts for name in part.terms]
+        assert_same(joined([run(term, data[name]) for term, name in terms]), said)
+    return bool(answers)

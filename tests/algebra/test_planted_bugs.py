@@ -1,4 +1,5 @@
-"""Bugs planted into the algebra, one at a time: a quick part of the grid must notice each of them."""
+"""Bugs planted into the algebra, and into what the graph does with it, one at a time: a quick part of the grid must
+notice each of them."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import checks
@@ -16,8 +19,9 @@ import numpy as np
 import pytest
 from cases import conv, windows, x
 
-from oracle import average_pool, batch_norm, run, tensorflow_same
+from oracle import average_pool, batch_norm, padded, run, tensorflow_same
 from refold import algebra as real
+from refold import graph as real_graph
 from refold.algebra import Window
 
 # name -> (file, what stands there, what a tired person might write)
@@ -313,6 +317,41 @@ BUGS = {
     ),
 }
 
+# The same for what stands in the graph: a step behind a concatenation that is carried out on each branch of it.
+GRAPH_BUGS = {
+    "distribute: the kernel of the first channels": (
+        "forms.py",
+        "AffineConv(conv.kernel[start:stop],",
+        "AffineConv(conv.kernel[: stop - start],",
+    ),
+    "distribute: the bias of the first channels": (
+        "forms.py",
+        "conv.bias[start:stop]",
+        "conv.bias[: stop - start]",
+    ),
+    "distribute: padding forgotten": (
+        "forms.py",
+        "conv.windows, stop - start)",
+        "tuple(replace(window, before=0, after=0) for window in conv.windows), stop - start)",
+    ),
+    "distribute: every branch taken for the first one": ("forms.py", "            start = stop\n", ""),
+    "distribute: the border of the first channels": (
+        "forms.py",
+        "value=value[start:stop]",
+        "value=value[: stop - start]",
+    ),
+    "distribute: more channels out than in let through": (
+        "forms.py",
+        "case Affine(conv) if conv.is_channelwise:",
+        "case Affine(conv):",
+    ),
+    "distribute: channels cut from each branch": (
+        "forms.py",
+        "case Slice(cuts) if cuts[axis] == (0, 0, 1):",
+        "case Slice(cuts):",
+    ),
+}
+
 
 def halves(kernel: np.ndarray) -> np.ndarray:
     """A kernel of two blocks as that of a map with two groups."""
@@ -396,21 +435,57 @@ def quick_grid(algebra: Any) -> None:
     checks.same_map(norm, x(2, 3), batch_norm(x(2, 3), [1.0, 2.0], [3.0, 8.0], 1.0, [4.0, 6.0], [5.0, 7.0]))
 
 
+def distributed(graph: Any) -> None:
+    """Raises AssertionError (or falls over) where ``graph`` distributes wrongly."""
+    ops = graph.graph
+    plain = [conv(2, 3, (Window(3, 1, 1, 1, 1), Window(2)), seed=1), conv(2, 2, (Window(), Window(2)), seed=2)]
+    pointwise = [conv(3, 2, (Window(), Window()), 1, False, seed) for seed in (3, 4)]
+    uneven = [conv(1, 1, (Window(), Window()), seed=5), conv(2, 3, (Window(), Window()), seed=6)]
+
+    def channelwise(channels: int, *taken: Window) -> Any:
+        return conv(channels, channels, taken, channels, seed=7)
+
+    for branches, step in (
+        (plain, channelwise(5, Window(2, 2), Window(3))),
+        (plain, channelwise(5, Window(), Window())),
+        (pointwise, channelwise(4, Window(3, 1, 1, 1, 2), Window(2, 1, 2, 2, 0))),
+        (uneven, channelwise(4, Window(2), Window())),
+    ):
+        assert checks.distribute(graph, ops.Affine(step, 1), branches, partial(run, step))
+    assert checks.distribute(graph, ops.Gain(2.0, 1.0), plain, lambda given: 2.0 * given + 1.0)
+    cuts = ((0, 0, 1), (0, 0, 1), (1, 0, 2), (0, 1, 1))
+    assert checks.distribute(graph, ops.Slice(cuts), plain, lambda given: given[:, 1::2, :-1])
+    border = tuple(float(number) for branch in uneven for number in branch.bias)
+    around = ops.Pad(((0, 0), (0, 0), (1, 0), (2, 1)), border, 1)
+    assert checks.distribute(graph, around, uneven, lambda given: padded(given, ((1, 0), (2, 1)), border))
+    assert checks.distribute(graph, ops.Relayout(1, 1), plain, lambda given: given)
+
+    for groups, outside in ((1, 5), (5, 10)):
+        step = conv(5, outside, (Window(), Window()), groups, seed=8)
+        assert not checks.distribute(graph, ops.Affine(step, 1), plain, partial(run, step))
+    fewer = ops.Slice(((0, 0, 1), (1, 1, 1), (0, 0, 1), (0, 0, 1)))
+    assert not checks.distribute(graph, fewer, plain, lambda given: given[1:-1])
+    more = ops.Pad(((0, 0), (1, 0), (0, 0), (0, 0)), 0.0, 1)
+    assert not checks.distribute(
+        graph, more, plain, lambda given: np.concatenate([np.zeros_like(given[:1]), given])
+    )
+
+
 NUMBERS = count()
 
 
 @contextmanager
-def planted(folder: Path, file: str, old: str, new: str) -> Iterator[Any]:
-    """A copy of the algebra with one place changed, imported under a name of its own."""
+def planted(folder: Path, package: ModuleType, file: str, old: str, new: str) -> Iterator[Any]:
+    """A copy of ``package`` with one place changed, imported under a name of its own."""
     name = f"planted_{next(NUMBERS)}"
     copy = folder / name
-    shutil.copytree(Path(real.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(str(package.__file__)).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for path in copy.glob("*.py"):
         source = path.read_text(encoding="utf-8")
         if path.name == file:
             assert source.count(old) == 1, f"{file} does not say exactly once: {old}"
             source = source.replace(old, new)
-        path.write_text(source.replace("refold.algebra", name), encoding="utf-8")
+        path.write_text(source.replace(package.__name__, name), encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
         yield importlib.import_module(name)
@@ -435,12 +510,25 @@ def test_the_algebra_as_it_is_passes() -> None:
 
 
 def test_an_undamaged_copy_passes(tmp_path: Path) -> None:
-    with planted(tmp_path, "laws.py", "ZERO_AFTER_BIAS = ", "ZERO_AFTER_BIAS = ") as copy:
+    with planted(tmp_path, real, "laws.py", "ZERO_AFTER_BIAS = ", "ZERO_AFTER_BIAS = ") as copy:
         assert copy is not real
         quick_grid(copy)
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
-    with planted(tmp_path, *BUGS[bug]) as damaged:
+    with planted(tmp_path, real, *BUGS[bug]) as damaged:
         assert falls(lambda: quick_grid(damaged))
+
+
+def test_what_distributes_as_it_is_passes(tmp_path: Path) -> None:
+    distributed(real_graph)
+    with planted(tmp_path, real_graph, "forms.py", "MOST_LEAVES = ", "MOST_LEAVES = ") as copy:
+        assert copy is not real_graph
+        distributed(copy)
+
+
+@pytest.mark.parametrize("bug", GRAPH_BUGS)
+def test_a_bug_planted_into_the_graph_is_noticed(bug: str, tmp_path: Path) -> None:
+    with planted(tmp_path, real_graph, *GRAPH_BUGS[bug]) as damaged:
+        assert falls(lambda: distributed(damaged))
