@@ -18,7 +18,7 @@ help:
 	@echo "make test    run all tests, on every Keras backend in BACKENDS ($(BACKENDS)), and on Paddle"
 	@echo "make fuzz    damaged ONNX files for MINUTES ($(MINUTES)), from SEED (a new one each time)"
 	@echo "make lint    check style, format and types"
-	@echo "make look    write report pages and their screenshots, where a Chromium is installed"
+	@echo "make look    write report pages, screenshots and prints, where a Chromium is installed"
 	@echo "make docs    build the documentation site; warnings are errors"
 	@echo "make experiments  train what the tutorial on weight normalization shows, and draw it (some minutes)"
 	@echo "make bench   run every benchmark, into benchmarks/results/, and write docs/benchmarks.md (an hour, gigabytes)"

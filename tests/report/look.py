@@ -1,4 +1,4 @@
-"""Pages to look at: ``make look`` takes their screenshots, and fails on any message in a browser's console.
+"""Pages to look at: ``make look`` takes their screenshots, prints them, and fails on any message in the console.
 
 Needs a Chromium, which only few machines have, so it is no part of the suite; what the suite can see of a page
 without a browser is in ``test_page.py``.
@@ -37,6 +37,7 @@ LOOKS = {
     "light": ("--window-size=1280,1800",),
     "dark": ("--window-size=1280,1800", "--blink-settings=preferredColorScheme=0"),
     "phone": ("--window-size=500,2400",),
+    "print": ("--no-pdf-header-footer",),
 }
 
 
@@ -52,14 +53,16 @@ def main() -> int:
         path = folder / f"{name.replace(' ', '-')}.html"
         path.write_text(render(page), encoding="utf-8")
         for look, flags in LOOKS.items():
-            picture = path.with_name(f"{path.stem}-{look}.png")
+            printed = look == "print"
+            picture = path.with_name(f"{path.stem}-{look}.{'pdf' if printed else 'png'}")
+            shot = f"--{'print-to-pdf' if printed else 'screenshot'}={picture}"
             with tempfile.TemporaryDirectory() as profile:
-                command = [browser, *QUIET, *flags, f"--user-data-dir={profile}", f"--screenshot={picture}"]
+                command = [browser, *QUIET, *flags, f"--user-data-dir={profile}", shot]
                 done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
             said += [f"{picture.name}: {line}" for line in done.stderr.splitlines() if "CONSOLE" in line]
             if not picture.exists():
                 said.append(f"{picture.name}: no picture ({done.stderr[-300:]})")
-    print("\n".join(said) or f"Nothing in the console. Look at {folder}/*.png")
+    print("\n".join(said) or f"Nothing in the console. Look at {folder}/*")
     return 1 if said else 0
 
 
