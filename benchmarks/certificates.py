@@ -39,6 +39,9 @@ from polygraphy.comparator import Comparator, CompareFunc
 from polygraphy.logger import G_LOGGER
 
 import refold
+from refold.frontend import frontend_of
+from refold.graph.formula import Formulas
+from refold.proof.prove import prove
 
 RANDOM_RIGHT = 40
 CERTIFY_SECONDS = 1
@@ -180,11 +183,15 @@ def timed(networks: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
         folded, x = folded_stack(model), torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             forward = in_turn({"forward": partial(model, x)}, repeats=5, warmup=2)["forward"]
-        proof, whole = [], []
+        reading, proof, whole = [], [], []
+        frontend = frontend_of(model)
         for seed in range(3 if depth * width <= 256 else 1):
+            start = time.perf_counter()
+            before, after = frontend.lift(model, x), frontend.lift(folded, x)
+            reading.append(time.perf_counter() - start)
             for times, end_to_end in ((proof, False), (whole, True)):
                 start = time.perf_counter()
-                certificate = refold.prove(model, folded, x, seed=seed, end_to_end=end_to_end)
+                certificate = prove(frontend, before, after, seed=seed, witness=Formulas(), end_to_end=end_to_end)
                 times.append(time.perf_counter() - start)
         with torch.no_grad():
             forward += in_turn({"forward": partial(model, x)}, repeats=5, warmup=1)["forward"]
@@ -196,6 +203,7 @@ def timed(networks: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
             "channels": width,
             "side": side,
             "forward": spread(forward),
+            "reading": spread(reading),
             "proof": spread(proof),
             "with measurement": spread(whole),
             "verdict": str(certificate.verdict),
