@@ -135,7 +135,7 @@ def exported(case: Case) -> Pair | None:
                 model, (case.example,), buffer, dynamo=False, do_constant_folding=False, input_names=["x"],
                 output_names=["y"], training=torch.onnx.TrainingMode.PRESERVE,
             )  # fmt: skip
-        except Exception as error:
+        except Exception as error:  # whatever torch's exporter raises
             print(f"{case.name}: {error}")
             return None
         pair.append(onnx.load_from_string(buffer.getvalue()))
@@ -158,7 +158,7 @@ def catalogue() -> dict[str, Any]:
             for name, checker in CHECKERS.items():
                 try:
                     answer = checker(case, pair)
-                except Exception as error:
+                except Exception as error:  # whatever a peer raises: it gives no answer
                     print(f"{case.name}: {name}: {error}")
                     answer = None
                 if answer is None:

@@ -87,6 +87,13 @@ def test_types_frozen_weights_and_shared_layers_stay() -> None:
     assert isinstance(refold.unfold(conv, "acnet"), ExpressionBlock)  # the model itself
 
 
+def test_a_layer_in_training_stays_in_training() -> None:
+    model = plain()
+    model.train()
+    rich = refold.unfold(model, "repvgg", images())
+    assert all(layer.training for layer in rich.sublayers(include_self=True))
+
+
 class Halved(nn.Conv2D):  # type: ignore[misc]  # Paddle's classes have no types
     def forward(self, x: Any) -> Any:
         return super().forward(x) / 2

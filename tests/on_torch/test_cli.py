@@ -115,7 +115,6 @@ def test_folds_an_exported_program(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn")
     assert main(["demo", "--framework", "torch", "--epochs", "1", "--out", str(tmp_path / "demo")]) == 0
     assert "PROVED" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "demo").iterdir()}

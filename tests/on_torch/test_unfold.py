@@ -108,6 +108,13 @@ def test_types_frozen_weights_and_shared_modules_stay() -> None:
     assert isinstance(refold.unfold(wrapped, "repvgg")[0], ExpressionBlock)
 
 
+def test_a_model_in_training_stays_in_training_and_its_own_statistics_stay() -> None:
+    model = plain().train()
+    rich = refold.unfold(model, "repvgg", images())
+    assert all(module.training for module in rich.modules())
+    assert torch.equal(rich[3].running_mean, plain()[3].running_mean)
+
+
 def test_a_function_of_ones_own_chooses_block_and_place() -> None:
     def twice(channels_in: int, filters: int, *sizes: Any, norm: BatchNorm, axes: int) -> Any:
         if sizes[0] != (3,) * axes or sizes[1] != (1,) * axes:

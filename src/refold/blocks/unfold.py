@@ -8,10 +8,10 @@ is given, so that a batch with these statistics gives the same in training as in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 
@@ -184,6 +184,35 @@ def seen(moments: Mapping[str, Moments]) -> dict[str, Statistics]:
     """The statistics of the batch norms that saw finite numbers."""
     pairs = {path: found.statistics for path, found in moments.items() if found.count}
     return {path: pair for path, pair in pairs.items() if all(np.all(np.isfinite(array)) for array in pair)}
+
+
+@final
+class Watch:
+    """What the batch norms of some blocks see: ``moments`` by the place of a block and the path of a norm in it."""
+
+    def __init__(self, made: Mapping[str, tuple[Any, Unfolded]]) -> None:
+        self.made = made
+        self.moments: dict[str, dict[str, Moments]] = {
+            place: {
+                path: Moments()
+                for path, leaf in leaves_of(unfolded.expression).items()
+                if isinstance(leaf, BatchNorm)
+            }
+            for place, (_, unfolded) in made.items()
+        }
+
+    def norms(self) -> Iterator[tuple[Any, str, Moments]]:
+        """Each batch norm: its block, its path there, and where to note what it reads."""
+        for place, moments in self.moments.items():
+            for path, own in moments.items():
+                yield self.made[place][0], path, own
+
+    def settle(self, rounding: Callable[[Any], Rounding]) -> None:
+        """Let the batch norms start at what they saw; ``rounding`` is that of a block."""
+        for place, (block, unfolded) in self.made.items():
+            moved = at_statistics(unfolded, seen(self.moments[place]), rounding=rounding(block))
+            if isinstance(moved, Unfolded):
+                block.set_numbers(moved.numbers)
 
 
 def leaves_of(expression: Expression) -> dict[str, Leaf]:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; what Python flushes at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except Exception as error:  # nobody shall see a traceback who did not ask for it
         if options.debug:
             raise
         first = (str(error).strip() or "no message").splitlines()[0]

@@ -15,7 +15,7 @@ from refold.paddle import RepVGGBlock, files, weight_normalization
 ENDING = ".json"
 
 
-class Network(nn.Layer):  # type: ignore[misc]
+class Network(nn.Layer):
     """RepVGG blocks with learnable branch scales, and a weight-normalized head with a layer norm."""
 
     def __init__(self) -> None:

@@ -54,12 +54,10 @@ class LowRankAdaptation(EffectiveKernel):
     ) -> None:
         # A frozen layer is what one adapts.
         super().__init__(layer, axis, **{"trainable": True, **kwargs})
-        if rank < 1:
-            raise ValueError(f"the rank must be at least 1, not {rank}.")
+        self.method = LowRank.of_rank(rank, alpha, bool(magnitude))
         self.rank = int(rank)
         self.alpha = float(rank if alpha is None else alpha)
         self.down_initializer = keras.initializers.get(down_initializer)
-        self.method = LowRank(self.alpha / self.rank, bool(magnitude))
         layer.trainable = False
 
     @property

@@ -26,7 +26,7 @@ ZERO_PADDINGS = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.Zer
 
 @final
 @keras.saving.register_keras_serializable(package="refold")
-class BranchScale(keras.Layer):  # type: ignore[misc]
+class BranchScale(keras.Layer):
     """``y = factor * x`` with one trainable factor, or one ``per_channel``, that starts at ``initial``."""
 
     def __init__(
@@ -62,7 +62,7 @@ class BranchScale(keras.Layer):  # type: ignore[misc]
         return {**super().get_config(), **own}
 
 
-class Block(keras.Layer):  # type: ignore[misc]
+class Block(keras.Layer):
     """A layer that computes an expression of branches (see :mod:`refold.blocks`), then an activation.
 
     A block of your own is a subclass with :meth:`make_expression`, or an :class:`ExpressionBlock`. Input and

@@ -372,7 +372,7 @@ def _method_config(chosen_method: Normalization) -> Json:
     for name in METHODS:
         if method(name, chosen_method.epsilon) == chosen_method:
             return {"normalizer": name, "epsilon": chosen_method.epsilon}
-    own = {f.name: getattr(chosen_method, f.name) for f in fields(chosen_method)}  # type: ignore[arg-type]
+    own = {f.name: getattr(chosen_method, f.name) for f in fields(chosen_method)}  # type: ignore[arg-type]  # all methods are dataclasses
     return {"normalizer": {"method": type(chosen_method).__name__, **own}, "epsilon": None}
 
 

@@ -71,7 +71,7 @@ class _OnEffectiveKernel:
             return self.regularizer(self.wrapper._effective(self.spec))
 
 
-class EffectiveKernel(keras.layers.Wrapper):  # type: ignore[misc]
+class EffectiveKernel(keras.layers.Wrapper):
     """A layer that is called with an *effective* kernel in the place of the one that it stores.
 
     The kernel is seen as a matrix with one row per output unit (:class:`refold.weights.Rows`), and a subclass

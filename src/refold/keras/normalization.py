@@ -79,7 +79,7 @@ def _copy(normalizer: Any) -> Any:
 
 
 @final
-class _Forced(keras.constraints.Constraint):  # type: ignore[misc]
+class _Forced(keras.constraints.Constraint):
     """The rows that magnitude preserving normalization stores after a step."""
 
     def __init__(self, method: Any, rows: Rows) -> None:

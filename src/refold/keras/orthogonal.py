@@ -29,7 +29,7 @@ class OrthogonalWeights(EffectiveKernel):
 
     Args:
         layer: the layer; built or not.
-        map: ``"cayley"``, or ``"exponential"``, which takes about three times as long.
+        map: ``"cayley"``, or ``"exponential"``, which takes longer.
         gain: whether to learn one number that multiplies the kernel, and that starts as its mean singular value.
         axis: as for :class:`~refold.keras.WeightNormalization`.
         **kwargs: as for that one, too.

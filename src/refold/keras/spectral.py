@@ -59,8 +59,6 @@ class SpectralNormalization(EffectiveKernel):
         super().__init__(layer, axis, **kwargs)
         if power_iterations < 1:
             raise ValueError(f"power_iterations must be at least 1, not {power_iterations}.")
-        if not 0 <= epsilon < float("inf"):
-            raise ValueError(f"epsilon must be a finite number that is not negative, not {epsilon}.")
         self.power_iterations = int(power_iterations)
         self.use_gain = bool(gain)
         self.method = Spectral(float(epsilon))

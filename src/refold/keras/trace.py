@@ -150,7 +150,7 @@ def record(model: Any, inputs: Any) -> Trace:
             recorder.trace.outputs = model(inputs, **_inference(model))
         except NotBuiltError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a user's call may raise
             raise UntraceableError(first_line(error)) from error
     return recorder.trace
 

@@ -15,8 +15,8 @@ from keras.src import backend
 from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra import convolution as affine
 from refold.algebra.affine import Array
-from refold.blocks import NORM, BatchNorm
-from refold.blocks.unfold import Choose, Moments, Unfolded, at_statistics, leaves_of, seen
+from refold.blocks import NORM
+from refold.blocks.unfold import Choose, Moments, Unfolded, Watch
 from refold.errors import InputError
 from refold.frontend import Rich
 from refold.keras.axes import CONV, DEPTHWISE
@@ -137,23 +137,14 @@ def _stored(dtype: str, array: Array) -> Array:
 
 def _observe(model: Any, made: Mapping[str, tuple[ExpressionBlock, Unfolded]], example: Any) -> None:
     """Let the batch norms of the blocks start at the statistics of ``example``."""
-    moments: dict[str, dict[str, Moments]] = {place: {} for place in made}
-    norms = [
-        (block.parts[path], moments[place].setdefault(path, Moments()))
-        for place, (block, unfolded) in made.items()
-        for path, leaf in leaves_of(unfolded.expression).items()
-        if isinstance(leaf, BatchNorm)
-    ]
+    watch = Watch(made)
+    norms = [(block.parts[path], moments) for block, path, moments in watch.norms()]
     try:
         with _watched(norms):
             model(keras.tree.map_structure(backend.convert_to_tensor, example), training=False)
     except Exception as error:  # whatever Keras raises on an example that is not one
         raise InputError(f"the model '{model.name}' does not run on the example: {first_line(error)}") from error
-    for place, (block, unfolded) in made.items():
-        rounding = partial(_stored, block.variable_dtype)
-        moved = at_statistics(unfolded, seen(moments[place]), rounding=rounding)
-        if isinstance(moved, Unfolded):
-            block.set_numbers(moved.numbers)
+    watch.settle(lambda block: partial(_stored, block.variable_dtype))
 
 
 @contextmanager

@@ -70,9 +70,7 @@ def low_rank_adaptation(
     Raises:
         ValueError: as for :func:`weight_normalization`; or the rank is not at least 1.
     """
-    if rank < 1:
-        raise ValueError(f"the rank must be at least 1, not {rank}")
-    method = LowRank((rank if alpha is None else alpha) / rank, magnitude)
+    method = LowRank.of_rank(rank, alpha, magnitude)
     hook = attach(layer, name, axis, lambda name, rows: AdaptedWeight(name, rows, method, rank))
     parts = {f"{name}_{end}" for end in ("up", "down", "gain")}
     for own, parameter in layer._parameters.items():

@@ -94,7 +94,7 @@ def as_stored(epsilon: float) -> float:
     return float(np.float32(epsilon))
 
 
-class BranchScale(nn.Layer):  # type: ignore[misc]
+class BranchScale(nn.Layer):
     """``y = factor * x`` with one trainable factor, or one ``per_channel``, that starts at ``initial``.
 
     ``shape`` is the shape in which the factor broadcasts: ``[]``, or ``[channels, 1, 1]``.
@@ -110,7 +110,7 @@ class BranchScale(nn.Layer):  # type: ignore[misc]
         return x * self.factor
 
 
-class FixedScale(nn.Layer):  # type: ignore[misc]
+class FixedScale(nn.Layer):
     """``y = factor * x`` with a number."""
 
     def __init__(self, factor: float) -> None:
@@ -122,7 +122,7 @@ class FixedScale(nn.Layer):  # type: ignore[misc]
         return x * self.factor
 
 
-class Block(nn.Layer):  # type: ignore[misc]
+class Block(nn.Layer):
     """A layer that computes an expression of branches (see :mod:`refold.blocks`), then an activation.
 
     Input and output are ``(batch, channels, *space)`` with 1 to 3 spatial axes. A block of your own is an

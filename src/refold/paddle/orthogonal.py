@@ -61,7 +61,7 @@ def orthogonal_weights(
     Args:
         layer: a layer of Paddle, in place.
         name: of the parameter.
-        map: ``"cayley"``, or ``"exponential"``, which takes about three times as long.
+        map: ``"cayley"``, or ``"exponential"``, which takes longer.
         gain: whether to learn one number that multiplies the weight, and that starts as its mean singular value.
         axis: as for :func:`weight_normalization`.
 

@@ -27,7 +27,7 @@ from refold.paddle.tensors import numbers
 
 
 @final
-class ConvBNLayer(nn.Layer):  # type: ignore[misc]
+class ConvBNLayer(nn.Layer):
     """A convolution without bias (``conv``), a batch norm (``bn``) and an activation; PaddleDetection's names."""
 
     def __init__(
@@ -52,7 +52,7 @@ class ConvBNLayer(nn.Layer):  # type: ignore[misc]
 
 
 @final
-class RepVggBlock(nn.Layer):  # type: ignore[misc]
+class RepVggBlock(nn.Layer):
     """A 3x3 convolution and (``alpha`` times) a 1x1 convolution, each with a batch norm, then an activation.
 
     Input ``(batch, ch_in, height, width)``, output ``(batch, ch_out, height, width)``. Checkpoints of

@@ -14,7 +14,7 @@ from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra import convolution as affine
 from refold.algebra.affine import Array
 from refold.blocks import BatchNorm
-from refold.blocks.unfold import Choose, Moments, Unfolded, at_statistics, leaves_of, seen
+from refold.blocks.unfold import Choose, Moments, Unfolded, Watch
 from refold.errors import InputError
 from refold.frontend import Rich
 from refold.paddle import examples
@@ -145,12 +145,10 @@ def _observe(model: Any, made: Mapping[str, tuple[Any, Unfolded]], example: Any)
     """Let the batch norms of the blocks start at the statistics of ``example``."""
     specs = examples.specs_of(model, example)
     arguments = mapped(lambda spec: paddle.to_tensor(spec.array).astype(spec.dtype), specs)
-    moments: dict[str, dict[str, Moments]] = {place: {} for place in made}
+    watch = Watch(made)
     hooks = [
-        block.part(path).register_forward_pre_hook(partial(_note, moments[place].setdefault(path, Moments())))
-        for place, (block, unfolded) in made.items()
-        for path, leaf in leaves_of(unfolded.expression).items()
-        if isinstance(leaf, BatchNorm)
+        block.part(path).register_forward_pre_hook(partial(_note, moments))
+        for block, path, moments in watch.norms()
     ]
     training = [layer for layer in model.sublayers(include_self=True) if layer.training]
     try:
@@ -164,11 +162,7 @@ def _observe(model: Any, made: Mapping[str, tuple[Any, Unfolded]], example: Any)
             hook.remove()
         for layer in training:
             layer.training = True
-    for place, (block, unfolded) in made.items():
-        rounding = partial(_stored, dtype_name(block.parameters()[0]))
-        moved = at_statistics(unfolded, seen(moments[place]), rounding=rounding)
-        if isinstance(moved, Unfolded):
-            block.set_numbers(moved.numbers)
+    watch.settle(lambda block: partial(_stored, dtype_name(block.parameters()[0])))
 
 
 def _note(moments: Moments, layer: Any, inputs: tuple[Any, ...]) -> None:

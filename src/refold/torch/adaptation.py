@@ -81,9 +81,7 @@ def low_rank_adaptation(
     Raises:
         ValueError: as for :func:`weight_normalization`; or the rank is not at least 1.
     """
-    if rank < 1:
-        raise ValueError(f"the rank must be at least 1, not {rank}")
-    method = LowRank((rank if alpha is None else alpha) / rank, magnitude)
+    method = LowRank.of_rank(rank, alpha, magnitude)
     attach(module, name, axis, lambda rows, weight: AdaptedWeight(rows, weight, method, rank))
     own: Any = module.parametrizations
     for parameter in (*module.parameters(recurse=False), *own[name].parameters(recurse=False)):

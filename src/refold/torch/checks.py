@@ -70,7 +70,7 @@ def why_it_does_not_run(model: Any, args: Sequence[Any]) -> str:
     def hear(original: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
         try:
             return original(module, *args, **kwargs)
-        except Exception:
+        except Exception:  # whatever a user's forward may raise; it goes on
             if not failed:
                 failed.append(module)
             raise

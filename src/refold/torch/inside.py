@@ -107,7 +107,7 @@ class _Search:
         for trace in (self.record.trace, self.record.other):
             tensors = iter(trace.tensors)
             yield mapped(
-                lambda leaf, tensors=tensors: next(tensors).clone() if isinstance(leaf, Symbol) else leaf,  # type: ignore[misc]
+                lambda leaf, tensors=tensors: next(tensors).clone() if isinstance(leaf, Symbol) else leaf,  # type: ignore[misc]  # no type for it
                 trace.inputs,
             )
 

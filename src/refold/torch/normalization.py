@@ -223,7 +223,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 def _normalized(module: nn.Module) -> NormalizedWeight | None:
     if not parametrize.is_parametrized(module, "weight"):
         return None
-    found: Any = getattr(module.parametrizations, "weight")[0]  # noqa: B009
+    found: Any = getattr(module.parametrizations, "weight")[0]  # noqa: B009  a name that torch types as a module
     return found if isinstance(found, NormalizedWeight) else None
 
 

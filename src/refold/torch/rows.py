@@ -34,9 +34,9 @@ def compose(
     found = _ordinary(method, as_matrix(rows, direction.detach()), _column(gain), _column(offset))
     made: Tensor
     if found is None:
-        made = _Composed.apply(direction, gain, offset, method, rows)  # type: ignore[no-untyped-call]
+        made = _Composed.apply(direction, gain, offset, method, rows)  # type: ignore[no-untyped-call]  # torch's
     else:
-        made = _Known.apply(direction, gain, offset, found, method, rows)  # type: ignore[no-untyped-call]
+        made = _Known.apply(direction, gain, offset, found, method, rows)  # type: ignore[no-untyped-call]  # torch's
     return made
 
 

@@ -125,8 +125,6 @@ def spectral_normalization(
     """
     if power_iterations < 1:
         raise ValueError(f"power_iterations must be at least 1, not {power_iterations}")
-    if not 0 <= epsilon < float("inf"):
-        raise ValueError(f"epsilon must be a finite number that is not negative, not {epsilon}")
     method = Spectral(float(epsilon))
     attach(module, name, axis, lambda rows, weight: SpectralWeight(rows, weight, method, power_iterations, gain))
     return module

@@ -462,12 +462,12 @@ def calls_of_modules(hear: Callable[..., Any]) -> Iterator[None]:
     def called(module: Any, *args: Any, **kwargs: Any) -> Any:
         return hear(original, module, args, kwargs)
 
-    Module.__call__ = called  # type: ignore[method-assign]
+    Module.__call__ = called  # type: ignore[method-assign]  # that is how it listens
     try:
         with eager:
             yield
     finally:
-        Module.__call__ = original  # type: ignore[method-assign]
+        Module.__call__ = original  # type: ignore[method-assign]  # that is how it listens
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from refold.algebra import AffineConv, Refusal, Window
 from refold.algebra import convolution as affine
 from refold.algebra.affine import Array
 from refold.blocks import BatchNorm
-from refold.blocks.unfold import Choose, Moments, Unfolded, at_statistics, leaves_of, seen
+from refold.blocks.unfold import Choose, Moments, Unfolded, Watch
 from refold.errors import InputError
 from refold.frontend import Rich
 from refold.recording.symbols import mapped
@@ -126,12 +126,10 @@ def _observe(model: Any, made: Mapping[str, tuple[Any, Unfolded]], example: Any)
     """Let the batch norms of the blocks start at the statistics of ``example``."""
     specs = examples.specs_of(model, example)
     arguments = mapped(lambda spec: _tensor(spec) if isinstance(spec, examples.Spec) else spec, specs)
-    moments: dict[str, dict[str, Moments]] = {place: {} for place in made}
+    watch = Watch(made)
     hooks = [
-        block.part(path).register_forward_pre_hook(partial(_note, moments[place].setdefault(path, Moments())))
-        for place, (block, unfolded) in made.items()
-        for path, leaf in leaves_of(unfolded.expression).items()
-        if isinstance(leaf, BatchNorm)
+        block.part(path).register_forward_pre_hook(partial(_note, moments))
+        for block, path, moments in watch.norms()
     ]
     training = [module for module in model.modules() if module.training]
     try:
@@ -145,10 +143,7 @@ def _observe(model: Any, made: Mapping[str, tuple[Any, Unfolded]], example: Any)
             hook.remove()
         for module in training:
             module.training = True
-    for place, (block, unfolded) in made.items():
-        moved = at_statistics(unfolded, seen(moments[place]), rounding=partial(_stored, next(block.parameters())))
-        if isinstance(moved, Unfolded):
-            block.set_numbers(moved.numbers)
+    watch.settle(lambda block: partial(_stored, next(block.parameters())))
 
 
 def _note(moments: Moments, module: Any, inputs: tuple[Any, ...]) -> None:

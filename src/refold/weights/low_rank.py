@@ -37,6 +37,17 @@ class LowRank:
     scale: float = 1.0
     magnitude: bool = False
 
+    @classmethod
+    def of_rank(cls, rank: int, alpha: float | None = None, magnitude: bool = False) -> LowRank:
+        """With the papers' ``alpha``, by default ``rank``: ``scale`` is ``alpha / rank``.
+
+        Raises:
+            ValueError: the rank is below 1.
+        """
+        if rank < 1:
+            raise ValueError(f"the rank must be at least 1, not {rank}")
+        return cls((rank if alpha is None else alpha) / rank, magnitude)
+
     def attach(self, xp: MatrixNamespace, weight: Array, down: Array) -> LowRankParts:
         """The parts of ``weight`` and of a start ``(rank, fan_in)`` for ``down``: ``up`` is 0, so nothing changes.
 

@@ -43,6 +43,10 @@ class Spectral:
 
     epsilon: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon < float("inf"):
+            raise ValueError(f"epsilon must be a finite number that is not negative, not {self.epsilon}")
+
     def attach(self, weight: npt.ArrayLike) -> tuple[SpectralState, npt.NDArray[Any]]:
         """The first singular vectors, decomposed in float64, and the gain ``(1, 1)`` that keeps the weight."""
         rows = np.asarray(weight)

@@ -89,7 +89,7 @@ def save(model: Any, path: str | Path, *, overwrite: bool = False) -> None:
             keras.saving.save_model(model, str(temporary), overwrite=True)
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a layer's get_config may raise
             reason = sentence(error)
             raise InputError(f"{printable(path)}: Keras cannot save this model ({reason})") from error
 
@@ -111,7 +111,7 @@ def _imported(names: Sequence[str]) -> dict[str, Any]:
             raise InputError(
                 f"--import {name}: there is no module '{missing}' here; install it, or put its folder on PYTHONPATH"
             ) from error
-        except Exception as error:
+        except Exception as error:  # whatever a user's module may raise
             raise InputError(
                 f"--import {name}: the module cannot be imported ({type(error).__name__}: {sentence(error)})"
             ) from error
@@ -132,5 +132,5 @@ def _load(copy: io.BytesIO, written_by: str, customs: Mapping[str, Any], trust: 
         # Whatever this process has switched on for itself is not for this file.
         with SafeModeScope(not trust):
             return saving_lib.load_model(copy, custom_objects=dict(customs), compile=False, safe_mode=not trust)
-    except Exception as error:
+    except Exception as error:  # whatever Keras raises on a damaged file
         raise RefusedError(not_loaded(error, written_by)) from error

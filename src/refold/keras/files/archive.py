@@ -74,8 +74,7 @@ def read_archive(file: BinaryIO) -> Archive:
         raise
     except MemoryError as error:
         raise RefusedError("there is not enough memory to read it") from error
-    except Exception as error:
-        # `zipfile` has no common base for what a damaged archive makes it raise.
+    except Exception as error:  # zipfile has no common base for what a damaged archive makes it raise
         raise RefusedError(f"the archive is damaged or cut off ({sentence(error)}); copy the file again") from error
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     return Archive(parse(config, CONFIG), str(version or ""), weights, assets)

@@ -54,7 +54,7 @@ def screen_size(archive: Archive, customs: Mapping[str, Any], stored: int, uses_
             # Keras consumes what it is given.
             config = json.loads(json.dumps(archive.config))
             keras.saving.deserialize_keras_object(config, custom_objects=dict(customs), safe_mode=True)
-    except Exception as error:
+    except Exception as error:  # whatever Keras raises on a configuration that is none
         failure = error
     finally:
         global_state.set_global_attribute(key, before)
