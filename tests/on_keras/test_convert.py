@@ -172,7 +172,7 @@ HOSTILE = {
     ),
     "parameters of a method": (
         lambda c, m: the_wrapper(c)["config"].update(normalizer={"method": "Centered", "__class__": "x"}),
-        "normalized by a layer of Keras",
+        "no weight normalization 'Centered' with __class__",
     ),
     "a layer as method": (
         lambda c, m: the_wrapper(c)["config"].update(normalizer={"class_name": "LayerNormalization"}),

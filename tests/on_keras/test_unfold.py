@@ -21,7 +21,8 @@ from refold.verbs import rich_of
 def plain() -> Any:
     keras.utils.set_random_seed(0)
     inner = keras.Sequential(
-        [keras.Input((None, None, 8)), layers.Conv2D(8, 3, padding="same"), layers.Dropout(0.5)], name="inner"
+        [keras.Input((None, None, 8)), layers.Conv2D(8, 3, padding="same", name="wide"), layers.Dropout(0.5)],
+        name="inner",
     )
     inputs = keras.Input((None, None, 3))
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(inputs)
@@ -46,7 +47,7 @@ def apart(one: Any, two: Any, x: Any, training: bool = False) -> float:
 def test_every_block_computes_the_same_in_inference_and_in_training(block: Any) -> None:
     model, x = plain(), images()
     found = rich_of(model, block.__name__, x)
-    assert found.unfolded == ("first", "depthwise", "inner/conv2d", "point")
+    assert found.unfolded == ("first", "depthwise", "inner/wide", "point")
     ((where, reason),) = found.kept
     assert where == "moving"
     assert "moves with the size of the input" in reason
@@ -119,7 +120,7 @@ def test_the_command_writes_a_model_to_train(tmp_path: Path, capsys: pytest.Capt
     command = ["unfold", str(source), "-o", str(target)]
     assert main([*command, "--only", "inner/*", "--data", str(data), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["unfolded"] == ["inner/conv2d"]
+    assert found["unfolded"] == ["inner/wide"]
     assert len(found["kept"]) == 4
     assert apart(keras.saving.load_model(target), model, images()) < 1e-6
     assert main(command) == 2

@@ -34,7 +34,7 @@ from refold.keras.files.archive import METADATA, WEIGHTS, Archive, read_archive
 from refold.keras.files.configuration import CONFIG, MAX_DEPTH
 from refold.keras.files.refused import RefusedError
 from refold.keras.kernels import KernelSpec, specs_of_class
-from refold.keras.normalization import CHOSEN
+from refold.keras.normalization import method_of
 from refold.shown import printable
 from refold.weights import METHODS, Normalization, Rows, Unit, method
 
@@ -351,17 +351,17 @@ def _kernels(entry: Json, axis: Any, shown: str) -> tuple[KernelSpec, ...]:
 # ---- methods in configurations -----------------------------------------------------------------------
 
 
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
 def _method(options: Json, shown: str) -> Normalization:
     named, epsilon = options.get("normalizer"), options.get("epsilon")
     try:
         if isinstance(named, str) and isinstance(epsilon, int | float | None):
             return method(named, epsilon)
-        if isinstance(named, dict) and "method" in named:
-            for kind in CHOSEN:
-                given = {key: value for key, value in named.items() if key != "method"}
-                simple = all(isinstance(value, str | int | float | bool) for value in given.values())
-                if kind.__name__ == named["method"] and simple and given.keys() <= {f.name for f in fields(kind)}:
-                    return kind(**given)
+        if isinstance(named, dict) and "method" in named and all(map(_is_plain, named.values())):
+            return method_of(named)
     except (ValueError, TypeError) as error:
         raise RefusedError(f"{shown}: {error}") from error
     raise RefusedError(f"{shown} is normalized by a layer of Keras; fold the model (refold fold)")

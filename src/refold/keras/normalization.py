@@ -51,7 +51,7 @@ def _check_normalizer(normalizer: Any, epsilon: float | None) -> None:
         )
 
 
-def _chosen(config: dict[str, Any]) -> Normalization:
+def method_of(config: dict[str, Any]) -> Normalization:
     """The method that ``get_config`` wrote.
 
     Raises:
@@ -284,7 +284,7 @@ class WeightNormalization(EffectiveKernel):
         config = dict(config)
         normalizer = config["normalizer"]
         if isinstance(normalizer, dict) and "method" in normalizer:
-            config["normalizer"] = _chosen(normalizer)
+            config["normalizer"] = method_of(normalizer)
         for name in ("layer", "normalizer"):
             if not isinstance(config[name], (str, *CHOSEN)):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
