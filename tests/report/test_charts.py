@@ -45,6 +45,13 @@ def test_bars_are_as_long_as_the_shares() -> None:
     assert titles == ["after: 2 (+100 %)", "after: 2 (−75 %)", "after: 5 (−50 %)"]
 
 
+def test_one_quantity_that_grew_much_does_not_flatten_the_others() -> None:
+    svg = charts.gains([Gain("operators", "10", "5", 0.5), Gain("parameters", "1", "60", 60.0)], "label")
+    after = [float(bar.get("width", 0)) for bar in series(svg, 1, "rect")]
+    np.testing.assert_allclose(after[1] / after[0], 0.25, rtol=0.01)
+    assert next(title.text for title in series(svg, 1, "title")) == "after: 60 (+5900 %)"
+
+
 def test_what_was_measured_has_its_quartiles() -> None:
     svg = charts.gains([Gain("latency", "2 ms", "1 ms", 0.5, 0.4, 0.6), Gain("operators", "2", "1", 0.5)], "label")
     whiskers = [g for g in ElementTree.fromstring(svg).iter("g") if g.get("class") == "ci"]

@@ -38,21 +38,23 @@ _COMMON: dict[str, Any] = {
     "no_prefix": True,
 }
 
+# In per cent of what it was: a bar that is longer ends here, so that one quantity does not flatten all others.
+LONGEST_BAR = 200.0
+
 # Beyond this many places a chart has no names below it, only numbers.
 _MOST_NAMES = 12
 
 
 def gains(found: Sequence[Gain], label: str) -> Markup:
     """What is left of each quantity, in per cent of what it was, with the quartiles of what was measured."""
-    top = max(100.0, *(100 * (gain.high or gain.share) for gain in found))
-    step = 20 if top <= 200 else _round_up(top / 8)
+    top = min(LONGEST_BAR, max(100.0, *(100 * (gain.high or gain.share) for gain in found)))
     chart = pygal.HorizontalBar(
         **_COMMON,
         width=640,
         height=36 * len(found) + 46,
         margin_left=20,
         range=(0, top),
-        y_labels=[step * i for i in range(int(top / step) + 1)],
+        y_labels=list(range(0, int(top) + 1, 20)),
         x_labels=[gain.name for gain in reversed(found)],
         value_formatter=lambda percent: f"{percent:.0f} %",
         spacing=14,
@@ -64,9 +66,10 @@ def gains(found: Sequence[Gain], label: str) -> Markup:
 
 
 def _after(gain: Gain) -> dict[str, Any]:
-    value: dict[str, Any] = {"value": 100 * gain.share, "formatter": _said(f"after: {gain.after} ({gain.change})")}
+    percent = min(100 * gain.share, LONGEST_BAR)
+    value: dict[str, Any] = {"value": percent, "formatter": _said(f"after: {gain.after} ({gain.change})")}
     if gain.low is not None and gain.high is not None:
-        value["ci"] = {"low": 100 * gain.low, "high": 100 * gain.high}
+        value["ci"] = {"low": min(100 * gain.low, LONGEST_BAR), "high": min(100 * gain.high, LONGEST_BAR)}
     return value
 
 

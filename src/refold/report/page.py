@@ -151,6 +151,7 @@ def _pictures(page: Page, cards: list[Card]) -> Mapping[str, Any]:
         )
         if found
         else None,
+        "cut": any(100 * gain.share > charts.LONGEST_BAR for gain in found),
     }
     if plan is not None:
         pictures["before"], pictures["after"] = network.before(plan), network.after(plan)
