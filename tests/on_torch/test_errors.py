@@ -57,6 +57,10 @@ def with_weight(value: float) -> Any:
     return model
 
 
+def with_complex_nan() -> Any:
+    return made(lambda s, x: (x * s.gate).real, gate=nn.Parameter(torch.tensor(complex(1.0, float("nan")))))
+
+
 def fails(s: Any, x: Any) -> Any:
     raise ValueError("no such thing\nat all")
 
@@ -126,7 +130,7 @@ def looks(s: Any, x: Any) -> Any:
         (plain_model, "image", "an example input of type str is neither a tensor nor a shape"),
         (plain_model, torch.zeros(()), "holds no example: its first axis is the batch"),
         (plain_model, IMAGE.to(torch.complex64), "holds complex numbers"),
-        (lambda: nn.Linear(3, 3).to(torch.complex64).eval(), torch.zeros(2, 3), "holds complex numbers"),
+        (with_complex_nan, IMAGE, "'gate' of the model 'Lambda' holds numbers that are not finite"),
         (lambda: plain_model().to("meta"), IMAGE, "'0.0.weight' .* has no numbers: load the model's weights first"),
         (lambda: made(looks), IMAGE, "cannot be followed: its forward looks at the values of a tensor"),
         (lambda: made(lambda s, x: x.shape[0]), IMAGE, "it returns no tensor"),

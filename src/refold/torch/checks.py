@@ -39,11 +39,10 @@ def _why_not(tensor: Any) -> str:
         return "is not initialized, and has no shape: call the model on an example first"
     if tensor.is_meta:
         return "is on the meta device, and so has no numbers: load the model's weights first"
-    if tensor.is_complex():
-        return "holds complex numbers, which refold does not fold"
     if tensor.layout != torch.strided:
         return f"is stored as {tensor.layout}: make it dense first, or fold before it is converted"
-    if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point() and not _is_finite(tensor.detach()):
+    trained = isinstance(tensor, torch.nn.Parameter) and (tensor.is_floating_point() or tensor.is_complex())
+    if trained and not _is_finite(tensor.detach()):
         return "holds numbers that are not finite (NaN or infinity): load weights that are"
     return ""
 
@@ -51,6 +50,8 @@ def _why_not(tensor: Any) -> str:
 def _is_finite(tensor: Any) -> bool:
     if wrappers.is_in_pieces(tensor):
         tensor = tensor.to_local()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     # One pass, and a second one only where the sum overflows.
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.double().isfinite().all())
 

@@ -191,8 +191,11 @@ def arrays_of(example: Any) -> list[AnyArray] | None:
 
 
 def to_numpy(tensor: Any) -> AnyArray:
-    """The numbers of a tensor; numpy has no bfloat16, so those come as float32."""
+    """The numbers of a tensor; numpy has no bfloat16, so those come as float32. A complex one comes as real numbers
+    with a last axis of their real and imaginary parts."""
     if isinstance(tensor, np.ndarray):
         return tensor
     tensor = tensor.detach().cpu()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())

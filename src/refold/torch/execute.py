@@ -18,7 +18,7 @@ from refold.frontend import AnyArray
 from refold.recording.sizes import Size, formula_of, value_of
 from refold.recording.symbols import Symbol, leaves, mapped, symbols
 from refold.torch.examples import to_numpy
-from refold.torch.perform import in_double, perform
+from refold.torch.perform import doubled, in_double, perform
 from refold.torch.record import Record
 from refold.torch.trace import Step, first_line
 
@@ -26,7 +26,8 @@ from refold.torch.trace import Step, first_line
 def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
     """The values ``wanted`` in float64 from ``feeds``."""
     device = record.trace.tensors[0].device
-    known = {name: tensor_of(array).to(device) for name, array in feeds.items()}
+    own = {name: array for name, array in feeds.items() if name in record.symbols}
+    known = {name: tensor_of(record.symbols[name], array).to(device) for name, array in own.items()}
     batch = next((len(array) for array in feeds.values() if np.ndim(array)), 1)
 
     def size(entry: Size) -> int:
@@ -49,18 +50,20 @@ def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str
         if len(outputs) != len(step.gives):  # a split of more, or fewer, than were there
             raise InputError(f"'{step.name}' gives {len(outputs)} tensors at this size and not {len(step.gives)}")
         for symbol, output in zip(step.gives, outputs, strict=True):
-            if output.is_floating_point() and output.dtype != torch.float64:
-                if any("float" in read.dtype for read in step.reads):
-                    raise InputError(f"'{step.name}' gives {output.dtype} where it is asked for float64")
-                output = output.double()
-            known[symbol.name] = output
+            wide = doubled(output)
+            if wide.dtype != output.dtype and any("float" in read.dtype for read in step.reads):
+                raise InputError(f"'{step.name}' gives {output.dtype} where it is asked for {wide.dtype}")
+            known[symbol.name] = wide
     return {name: to_numpy(known[name]) for name in wanted}
 
 
-def tensor_of(array: AnyArray) -> Any:
-    """An array as a tensor, real numbers in float64."""
+def tensor_of(symbol: Symbol, array: AnyArray) -> Any:
+    """The tensor that a symbol stands for, in float64, from its numbers as :func:`to_numpy` gives them."""
     data = np.asarray(array)
-    return torch.from_numpy(np.ascontiguousarray(data.astype(np.float64) if data.dtype.kind == "f" else data))
+    if data.dtype.kind == "f":
+        data = data.astype(np.float64)
+    tensor = torch.from_numpy(np.ascontiguousarray(data))
+    return torch.view_as_complex(tensor) if symbol.dtype.startswith("complex") else tensor
 
 
 def _size(record: Record, known: Mapping[str, Any], batch: int, symbol: Symbol, axis: int) -> int:
@@ -97,7 +100,7 @@ def in_double_module(record: Record, step: Step) -> Any:
         return None
     if id(step) not in record.doubles:
         try:
-            record.doubles[id(step)] = copy.deepcopy(step.module).double()
+            record.doubles[id(step)] = copy.deepcopy(step.module)._apply(doubled)
         except Exception as error:  # whatever a user's attributes may raise
             raise InputError(f"'{step.name}' cannot be copied to float64: {first_line(error)}") from error
     return record.doubles[id(step)]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from refold.errors import InputError
@@ -334,8 +335,10 @@ def evaluate(
     record: Record, parts: Sequence[Part], feeds: Mapping[str, AnyArray], wanted: Sequence[str]
 ) -> dict[str, AnyArray]:
     """The values ``wanted`` of a record and its parts in float64; see :func:`refold.torch.execute.evaluate`."""
-    own = [name for name in wanted if name in record.symbols or name in feeds]
-    found = execute.evaluate(record, feeds, own)
+    found = {name: np.asarray(feeds[name]) for name in wanted if name in feeds}
+    found |= execute.evaluate(
+        record, feeds, [name for name in wanted if name in record.symbols and name not in found]
+    )
     for part in parts:
         graph = part.lifted.graph
         here = [name for name in wanted if name in graph.values and name not in found]
@@ -382,7 +385,10 @@ def _flowing(record: Record, part: Part, feeds: Mapping[str, AnyArray]) -> dict[
     try:
         with calls_of_modules(hear):
             perform(
-                step, lambda symbol: execute.tensor_of(around[symbol.name]).to(device), module=double, double=True
+                step,
+                lambda symbol: execute.tensor_of(symbol, around[symbol.name]).to(device),
+                module=double,
+                double=True,
             )
     except Exception as error:  # whatever a user's code raises in float64
         raise InputError(f"'{step.name}' does not run in float64: {first_line(error)}") from error

@@ -149,7 +149,9 @@ def _op_of(lift: _Lift, step: Step) -> Op:
         return Opaque()
     types = [symbol.dtype for symbol in tensors]
     if any("float" not in dtype for dtype in types):
-        return Opaque()
+        weighted = step.what in linear.CONVOLUTIONS or step.what in linear.DENSE
+        unreal = weighted and any(not constant.tensor.is_floating_point() for constant in step.constants)
+        return Opaque(linear.NOT_REAL if unreal else "")
     op = linear.op_of(step, lift.reader)
     if len(set(types)) > 1:
         return op if isinstance(op, Opaque) else Opaque(f"the precision changes from {types[0]} to {types[-1]}")

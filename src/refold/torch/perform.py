@@ -13,7 +13,8 @@ from refold.torch.trace import Step
 
 Tensor = torch.Tensor
 
-_TO_DOUBLE = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double}
+_WIDE = {"float": "double", "half": "double", "bfloat16": "double", "cfloat": "cdouble", "chalf": "cdouble"}
+_TO_DOUBLE = {getattr(Tensor, name): getattr(Tensor, wide) for name, wide in _WIDE.items()}
 
 
 def perform(
@@ -27,15 +28,15 @@ def perform(
 ) -> list[Any]:
     """The tensors that a step gives. ``tensor`` says what a symbol is now, ``constant`` what stands for a
     constant, ``size`` what a size is; ``module`` takes the place of the step's own. With ``double``, what the
-    step would convert to another real type it converts to float64."""
+    step would convert to another real or complex type it converts to that of 64 bits."""
 
     def leaf(entry: Any) -> Any:
         if isinstance(entry, Symbol):
             return tensor(entry)
         if isinstance(entry, Constant):
             return constant(entry)
-        if isinstance(entry, torch.dtype) and double and entry.is_floating_point:
-            return torch.float64
+        if isinstance(entry, torch.dtype) and double:
+            return _doubled(entry)
         return size(entry) if isinstance(entry, Size) else entry
 
     args, kwargs = mapped(leaf, (step.args, step.kwargs))
@@ -47,20 +48,28 @@ def perform(
     return [entry for entry in leaves(result) if isinstance(entry, Tensor)]
 
 
+def doubled(tensor: Any) -> Any:
+    """A tensor with 64 bits for each real number, and for each part of a complex one."""
+    return tensor.to(_doubled(tensor.dtype))
+
+
+def _doubled(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_floating_point:
+        return torch.float64
+    return torch.complex128 if dtype.is_complex else dtype
+
+
 def in_double(constant: Constant, cache: dict[int, Any]) -> Any:
     """A constant in float64, computed in float64 from the parameters that it is a function of; ``cache`` keeps
     what was computed, by identity."""
     if id(constant) not in cache:
         if constant.origin is None:
-            tensor = constant.tensor.detach()
-            made = tensor.double() if tensor.is_floating_point() else tensor
+            made = doubled(constant.tensor.detach())
         else:
             results = perform(
                 constant.origin, _no_symbol, constant=lambda inner: in_double(inner, cache), double=True
             )
-            made = results[constant.place]
-            if made.is_floating_point() and made.dtype != torch.float64:
-                made = made.double()
+            made = doubled(results[constant.place])
         cache[id(constant)] = made
     return cache[id(constant)]
 

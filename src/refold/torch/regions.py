@@ -142,7 +142,7 @@ class Regions:
         named = list(dict.fromkeys(s.scope.path for s in kernels if s.scope and self._is_leaf(s.scope)))
         if len(named) == 1 and len(kernels) == 1:
             return named[0]
-        kind = "linear" if len(symbol.shape) == 2 else "conv"
+        kind = "linear" if all(s.what in DENSE for s in kernels) else "conv"
         if not kernels:
             kind = "scale"
         chains = [s.scope.chain if s.scope else [] for s in steps]
