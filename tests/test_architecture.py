@@ -16,7 +16,7 @@ FRAMEWORKS = ("keras", "torch", "paddle", "onnx", "onnx_ir", "tensorflow", "jax"
 ALLOWED = {
     "algebra": ("numpy", "refold.algebra"),
     "graph": ("numpy", "refold.algebra", "refold.graph", "refold.shown"),
-    "recording": ("refold.recording",),
+    "recording": ("refold.recording", "refold.errors"),
     "weights": ("numpy", "refold.weights"),
     # h5py only where a file needs it; files of torch are read by its front end, which is imported by name.
     "checkpoints": (

@@ -20,8 +20,7 @@ from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import in_double, perform, recomputed, twin
 from refold.paddle.sentences import first_line
 from refold.paddle.trace import Step, dtype_name
-from refold.recording.sizes import Size, formula_of, value_of
-from refold.recording.symbols import Symbol, leaves
+from refold.recording.symbols import leaves
 
 
 def evaluate(
@@ -30,13 +29,10 @@ def evaluate(
     """The values ``wanted`` in float64 from ``feeds``; ``cache`` keeps the layers in float64."""
     known = {name: tensor_of(array, double=True) for name, array in feeds.items()}
     batch = next((len(array) for array in feeds.values() if np.ndim(array)), 1)
-
-    def size(entry: Size) -> int:
-        return value_of(formula_of(entry), lambda symbol, axis: _size(record, known, batch, symbol, axis))
-
+    size = record.size_among(known, batch)
     stored = partial(_double, cache)
     written = partial(recomputed, origins=record.trace.origins)
-    for step in _needed(record, known, wanted):
+    for step in record.steps_to(wanted, known):
         try:
             outputs = perform(
                 step,
@@ -67,34 +63,6 @@ def tensor_of(array: AnyArray, *, double: bool = False) -> Any:
 def _is_cast(step: Step) -> bool:
     """A change of precision, which nobody needs in float64."""
     return len(step.inside) == 1 and step.inside[0].name in ("cast", "astype") and "float" in step.reads[0].dtype
-
-
-def _size(record: Record, known: Mapping[str, Any], batch: int, symbol: Symbol, axis: int) -> int:
-    if symbol.name in known:
-        return int(known[symbol.name].shape[axis])
-    if record.is_batch(symbol, axis):
-        return batch
-    fixed = record.shapes[symbol.name][axis]
-    if fixed is None:
-        raise InputError(f"a size of the value '{symbol.name}' is needed and was not given")
-    return fixed
-
-
-def _needed(record: Record, known: Mapping[str, Any], wanted: Sequence[str]) -> list[Step]:
-    """The steps between what is known and what is wanted, in the recorded order."""
-    waiting = list(wanted)
-    needed: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if value in known:
-            continue
-        if value not in record.owners:
-            raise InputError(f"the value '{value}' is needed and was not given")
-        step = record.step(value)
-        if id(step) not in needed:
-            needed.add(id(step))
-            waiting += [symbol.name for symbol in (*step.reads, *record.open_sizes(step))]
-    return [step for step in record.trace.steps if id(step) in needed]
 
 
 def _double(cache: dict[int, Any], tensor: Any) -> Any:

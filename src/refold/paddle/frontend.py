@@ -19,10 +19,10 @@ from refold.graph.plan import Plan
 from refold.paddle import examples, execute, express, files
 from refold.paddle.lift import Record, lift_traces, parameters_of, record_twice
 from refold.paddle.lower import lower_plan
-from refold.paddle.trace import UntraceableError, dtype_name
+from refold.paddle.trace import dtype_name
 from refold.recording.arguments import argument_names, input_names
-from refold.recording.sizes import Size, formula_of
-from refold.recording.symbols import Constant, Symbol, leaves, mapped
+from refold.recording.steps import UntraceableError
+from refold.recording.symbols import leaves, mapped
 
 
 def owns(model: Any) -> bool:
@@ -104,18 +104,18 @@ class PaddleFrontend:
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The class and settings of a step, and its weights."""
         record = lifted.record.record
-        step = record.step(_output(lifted, node))
+        step = record.owners[_output(lifted, node)]
         parameters = tuple(execute.to_numpy(tensor) for tensor in parameters_of(step))
         if step.layer is not None:
             kind = f"{type(step.layer).__module__}.{type(step.layer).__qualname__} {_settings(step.layer)}"
         else:
             kind = step.function
-        plain = [_plain(record, leaf) for leaf in leaves((step.args, step.kwargs))]
+        plain = [record.text_of(leaf) for leaf in leaves((step.args, step.kwargs))]
         return Identity(f"{kind} {[text for text in plain if text]}", parameters)
 
     def storage(self, lifted: Lifted, node: str) -> str:
         """The type of the largest tensor of a step."""
-        step = lifted.record.record.step(_output(lifted, node))
+        step = lifted.record.record.owners[_output(lifted, node)]
         tensors = sorted(parameters_of(step), key=lambda tensor: -prod(tensor.shape))
         return next(iter([dtype_name(tensor) for tensor in tensors]), "float32")
 
@@ -174,7 +174,7 @@ def _evaluated_names(record: Record) -> tuple[str, ...]:
         if id(step) in record.evaluating and step.scope
         for scope in step.scope.chain
     }
-    inner = [scope.path or type(scope.layer).__name__ for scope in scopes if id(scope) not in around]
+    inner = [scope.path or type(scope.module).__name__ for scope in scopes if id(scope) not in around]
     return tuple(dict.fromkeys([*steps, *inner]))
 
 
@@ -197,21 +197,3 @@ def _settings(layer: Any) -> list[tuple[str, str]]:
         ):
             found.append((name, repr(value)))
     return found
-
-
-def _plain(record: Record, leaf: Any) -> str:
-    if isinstance(leaf, Symbol | Constant) or leaf is None or leaf is False:
-        return ""
-    if isinstance(leaf, Size):
-        return _size_text(record, formula_of(leaf))
-    return repr(leaf)
-
-
-def _size_text(record: Record, formula: Any) -> str:
-    if not isinstance(formula, tuple):
-        return repr(int(formula))
-    if formula[0] != "size":
-        return f"({_size_text(record, formula[1])} {formula[0]} {_size_text(record, formula[2])})"
-    symbol, axis = formula[1:]
-    known = record.shapes[symbol.name][axis]
-    return repr(known) if known is not None else f"axis {axis}"

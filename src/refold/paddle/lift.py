@@ -1,15 +1,13 @@
 """From a recorded Paddle Layer to the neutral graph.
 
-A model is recorded twice, at two batch sizes (and two sizes wherever the example leaves one open) and on
-different numbers. Sizes that differ are not known; whatever else differs was not followed, and the layer in
-which it happens is taken whole.
+A model is recorded twice; see :mod:`refold.recording.twice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from math import prod
 from typing import Any, final
 
@@ -18,6 +16,7 @@ import paddle
 
 from refold.algebra.affine import Array
 from refold.algebra.cost import Cost
+from refold.frontend import AnyArray
 from refold.graph import rearrangement
 from refold.graph.borders import bordered, with_exact_borders
 from refold.graph.cost import operator_cost
@@ -30,9 +29,11 @@ from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import perform, recomputed
 from refold.paddle.sentences import first_line
 from refold.paddle.tensors import computed_weights, stored
-from refold.paddle.trace import RetryError, Scope, Step, Trace, UntraceableError, record
-from refold.recording.same import say_the_same
-from refold.recording.sizes import Size, formula_of, sizes_in
+from refold.paddle.trace import Step, Trace, record
+from refold.recording import record as recording
+from refold.recording import twice
+from refold.recording.record import Shape, shape_in_both
+from refold.recording.sizes import Size
 from refold.recording.symbols import Symbol, symbols
 
 # Numbers of elements beyond which a rearrangement is not tried out.
@@ -44,88 +45,31 @@ TOLERANCE = 1e-4
 
 @final
 @dataclass(frozen=True, eq=False)
-class Record:
-    """Where the graph's names come from.
-
-    ``trace`` and ``other`` are the two recordings, step by step the same. ``owners`` says which step gives a
-    value, as which of its outputs; ``evaluating`` holds the scopes and steps (by identity) whose weights are
-    computed from other parameters.
-    """
+class Record(recording.Record[Step]):
+    """See :class:`refold.recording.record.Record`. ``evaluating`` holds the scopes and steps (by identity) whose
+    weights are computed from other parameters."""
 
     trace: Trace
     other: Trace
-    symbols: Mapping[str, Symbol]
-    owners: Mapping[str, tuple[Step, int]]
-    shapes: Mapping[str, tuple[int | None, ...]]
-    evaluating: frozenset[int]
-
-    @property
-    def batches(self) -> tuple[int, int]:
-        """The batch sizes of the two recordings."""
-        first, second = (symbols(trace.inputs)[0].shape[0] for trace in (self.trace, self.other))
-        return first, second
-
-    def step(self, value: str) -> Step:
-        """The step that gives a value."""
-        return self.owners[value][0]
-
-    def is_batch(self, symbol: Symbol, axis: int) -> bool:
-        """Whether an axis of a symbol is the batch."""
-        other = self.others.get(symbol.name, symbol)
-        return (
-            axis == 0 and (symbol.shape[0], other.shape[0]) == self.batches and self.shapes[symbol.name][0] is None
-        )
-
-    @cached_property
-    def others(self) -> dict[str, Symbol]:
-        """The symbols of the second recording, by name."""
-        given = [symbol for step in self.other.steps for symbol in step.gives]
-        return {symbol.name: symbol for symbol in (*symbols(self.other.inputs), *given)}
-
-    def open_sizes(self, step: Step) -> list[Symbol]:
-        """The symbols of which a step must know a size that is neither fixed nor the batch."""
-        found = [entry for size in step.sizes for entry in sizes_in(formula_of(size))]
-        return [s for s, axis in found if self.shapes[s.name][axis] is None and not self.is_batch(s, axis)]
+    evaluating: frozenset[int] = frozenset()
 
 
 def record_twice(model: Any, feeds: Sequence[tuple[Any, ...]], names: Any) -> tuple[Trace, Trace]:
     """Two recordings that agree. ``feeds`` are the two sets of arguments. Raises UntraceableError."""
-    whole: dict[int, str] = {}
-    while True:
-        try:
-            first, second = (record(model, args, names, whole) for args in feeds)
-        except RetryError as retry:
-            whole = retry.whole
-            continue
-        difference = _difference(first, second)
-        if difference is None:
-            _check(first, second)
-            bake(first, second)
-            return first, second
-        scope, reason = difference
-        if scope is None or scope.layer is model or id(scope.layer) in whole:
-            raise UntraceableError(f"it {reason}")
-        whole[id(scope.layer)] = f"its forward {reason}"
+    first, second = twice.two_that_agree(
+        lambda which, whole: record(model, feeds[which], names, whole), model, _kind, _equal
+    )
+    twice.check(first, second, _again, _are_close, first_line)
+    bake(first, second)
+    return first, second
 
 
-def _difference(first: Trace, second: Trace) -> tuple[Scope | None, str] | None:
-    """Where two recordings part: the innermost layer, and in what."""
-    for one, two in zip(first.steps, second.steps, strict=False):
-        alike = (one.name, one.function, one.layer, len(one.gives)) == (
-            two.name,
-            two.function,
-            two.layer,
-            len(two.gives),
-        )
-        if not alike:
-            return one.scope, "takes another way at another size, or depends on chance"
-        if not say_the_same((one.args, one.kwargs), (two.args, two.kwargs), _equal):
-            return one.scope, "is bound to a size of its input, or uses it in a way that is not seen"
-    if len(first.steps) != len(second.steps):
-        return None, "takes another way at another size, or depends on chance"
-    if not say_the_same(first.outputs, second.outputs, _equal):
-        return None, "returns something else at another size"
-    return None
+def _kind(step: Step) -> Any:
+    return step.name, step.function, id(step.layer)
+
+
+def _again(step: Step, tensor: Callable[[Symbol], Any], size: Callable[[Size], int]) -> list[Any]:
+    return perform(step, tensor, size=size)
 
 
 def _equal(one: Any, two: Any) -> bool:
@@ -136,33 +80,13 @@ def _equal(one: Any, two: Any) -> bool:
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 
-def _check(first: Trace, second: Trace) -> None:
-    """Do the first recording's steps on the second one's inputs: they must give what the model gave."""
-    values: dict[str, Any] = {}
-    for symbol, tensor in zip(symbols(first.inputs), second.tensors, strict=True):
-        values[symbol.name] = tensor
-    for one, two in zip(first.steps, second.steps, strict=True):
-        sizes = iter(two.sizes)
-        try:
-            made = perform(one, lambda symbol: values[symbol.name], size=partial(_next, sizes))
-        except Exception as error:  # whatever Paddle raises
-            raise UntraceableError(f"'{one.name}' cannot be done again: {first_line(error)}") from error
-        values.update(zip([symbol.name for symbol in one.gives], made, strict=True))
-    for symbol, expected in zip(symbols(first.outputs), second.results, strict=True):
-        found = np.asarray(values[symbol.name].astype("float64").numpy())
-        wanted = expected.astype(np.float64)
-        scale = np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))
-        if found.shape != wanted.shape or not np.allclose(
-            found, wanted, rtol=0.0, atol=TOLERANCE * scale + 1e-30, equal_nan=True
-        ):
-            raise UntraceableError(
-                "it does something that is not seen: what was recorded gives other numbers than the model "
-                "(a tensor that is written into, or chance)"
-            )
-
-
-def _next(sizes: Iterator[Size], _: Size) -> int:
-    return int(next(sizes))
+def _are_close(tensor: Any, expected: AnyArray) -> bool:
+    """Whether a tensor is equal to an array but for what rounding does to it."""
+    found = np.asarray(tensor.astype("float64").numpy())
+    wanted = expected.astype(np.float64)
+    scale = np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))
+    limit = TOLERANCE * scale + 1e-30
+    return found.shape == wanted.shape and np.allclose(found, wanted, rtol=0.0, atol=limit, equal_nan=True)
 
 
 # ---- the graph -------------------------------------------------------------------------------------
@@ -178,25 +102,25 @@ class _Lift:
     other: Trace
     model: Any
     symbols: dict[str, Symbol] = field(default_factory=dict)
-    shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
-    owners: dict[str, tuple[Step, int]] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    owners: dict[str, Step] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     chains: dict[str, list[tuple[Step, Step]]] = field(default_factory=dict)
     padded: dict[str, tuple[Pad, list[tuple[Step, Step]]]] = field(default_factory=dict)
-    inner: dict[Symbol, tuple[int | None, ...]] = field(default_factory=dict)
+    inner: dict[Symbol, Shape] = field(default_factory=dict)
     read: set[Symbol] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.read.update(symbols(self.trace.outputs), *(step.reads for step in self.trace.steps))
 
     def add_value(self, one: Symbol, two: Symbol) -> None:
-        shape = _common_shape(one, two)
+        shape = shape_in_both(one, two)
         nominal = (1, *one.shape[1:]) if shape[:1] == (None,) else one.shape
         self.symbols[one.name], self.shapes[one.name] = one, shape
         self.values[one.name] = Value(one.name, shape, one.dtype, nominal)
 
-    def shape(self, symbol: Symbol) -> tuple[int | None, ...]:
+    def shape(self, symbol: Symbol) -> Shape:
         """The shape of a symbol as far as it is known."""
         return self.inner[symbol] if symbol in self.inner else self.shapes[symbol.name]
 
@@ -208,11 +132,11 @@ def lift_traces(model: Any, trace: Trace, other: Trace) -> tuple[Graph, Record]:
         lift.add_value(first, second)
     inputs = tuple(lift.symbols)
     for one, two in zip(trace.steps, other.steps, strict=True):
-        for index, (a, b) in enumerate(zip(one.gives, two.gives, strict=True)):
+        for a, b in zip(one.gives, two.gives, strict=True):
             lift.add_value(a, b)
-            lift.owners[a.name] = one, index
+            lift.owners[a.name] = one
         for p, q in zip(one.inside, two.inside, strict=False):
-            lift.inner.update({a: _common_shape(a, b) for a, b in zip(p.outputs, q.outputs, strict=False)})
+            lift.inner.update({a: shape_in_both(a, b) for a, b in zip(p.outputs, q.outputs, strict=False)})
     evaluating = _evaluating(model, trace)
     record = Record(trace, other, lift.symbols, lift.owners, lift.shapes, evaluating)
     for one, two in zip(trace.steps, other.steps, strict=True):
@@ -225,10 +149,6 @@ def lift_traces(model: Any, trace: Trace, other: Trace) -> tuple[Graph, Record]:
     parameters = sum(prod(tensor.shape) for tensor in floats)
     largest = min((largest_number(str(t.dtype)) for t in floats), default=float(np.finfo(np.float32).max))
     return Graph(values, nodes, inputs, outputs, parameters, largest), record
-
-
-def _common_shape(one: Symbol, two: Symbol) -> tuple[int | None, ...]:
-    return tuple(a if a == b else None for a, b in zip(one.shape, two.shape, strict=True))
 
 
 def largest_number(dtype: str) -> float:
@@ -415,7 +335,7 @@ def _evaluating(model: Any, trace: Trace) -> frozenset[int]:
             for constant in step.constants
             if id(constant.tensor) not in known and prod(constant.tensor.shape) > 1
         ]
-        own = {id(tensor) for tensor in scope.layer.parameters()}
+        own = {id(tensor) for tensor in scope.module.parameters()}
         if strangers and own - read:
             found.update(id(around) for around in scope.chain)
     return frozenset(found)

@@ -28,8 +28,9 @@ from refold.paddle.patches import SET_ITEM
 from refold.paddle.perform import parameter, twin
 from refold.paddle.places import beside
 from refold.paddle.source import Code
-from refold.paddle.trace import Scope, Step
+from refold.paddle.trace import Step
 from refold.recording.sizes import OPERATIONS, Size, formula_of
+from refold.recording.steps import Scope
 from refold.recording.symbols import Constant, Symbol, mapped, symbols
 
 Layer = paddle.nn.Layer
@@ -76,7 +77,7 @@ class _Lowering:
         trace = self.record.trace
         changed = {region.value for region in self.plan.regions} | self.plan.removed
         # What writes into what it is given would write over what a folded region reads later.
-        refused = {scope for scope in trace.scopes if scope.writes_outside or self.must_be_taken_apart(scope)}
+        refused = {scope for scope in trace.scopes if scope in trace.outward or self.must_be_taken_apart(scope)}
         for scope in trace.scopes:
             inside = [s for s in trace.scopes if scope in s.chain]
             if scope in self.whole or refused.intersection(inside) or not self.is_untouched(scope, changed):
@@ -92,11 +93,11 @@ class _Lowering:
 
     def must_be_taken_apart(self, scope: Scope) -> bool:
         """Layers whose weights are computed become plain ones, and refold's own never stay."""
-        return id(scope) in self.record.evaluating or type(scope.layer).__module__.startswith("refold.")
+        return id(scope) in self.record.evaluating or type(scope.module).__module__.startswith("refold.")
 
     def is_untouched(self, scope: Scope, changed: set[str]) -> bool:
         inside = [s for s in self.record.trace.steps if s.scope is not None and scope in s.scope.chain]
-        if scope.layer is self.model or not inside or not _is_plain_nest(scope.outputs):
+        if scope.module is self.model or not inside or not _is_plain_nest(scope.outputs):
             return False
         results = {symbol.name for symbol in symbols(scope.outputs)}
         values = {symbol.name for step in inside for symbol in step.gives}
@@ -116,7 +117,7 @@ class _Lowering:
             return list(region.leaves)
         if value not in self.record.owners:
             return []
-        step = self.record.step(value)
+        step = self.record.owners[value]
         scope = self.whole_scope(step)
         if scope is not None:
             return [symbol.name for symbol in symbols((scope.args, scope.kwargs))]
@@ -149,7 +150,7 @@ class _Lowering:
         """Write what takes the place of one recorded step."""
         scope = self.whole_scope(step)
         if scope is not None:
-            path = self.layer_at(scope.path, scope.layer, None)
+            path = self.layer_at(scope.path, scope.module, None)
             self.call(f"{source.reference(path)}", scope.args, scope.kwargs, scope.outputs, path)
             return
         value = step.gives[0].name
@@ -179,7 +180,7 @@ class _Lowering:
         nests = [self.record.trace.outputs, *((step.args, step.kwargs) for step in self.record.trace.steps)]
         node = self.graph.producer.get(symbol.name)
         made = node is not None and isinstance(node.op, Affine | Sum | Pad | Concat)
-        written = symbol.name in self.record.owners and self.record.step(symbol.name).function == SET_ITEM
+        written = symbol.name in self.record.owners and self.record.owners[symbol.name].function == SET_ITEM
         return (made or written) and sum(entry is symbol for nest in nests for entry in symbols(nest)) == 1
 
     def is_evaluated(self, step: Step) -> bool:
@@ -274,7 +275,7 @@ class _Lowering:
     def part(self, symbol: Symbol, part: Part) -> tuple[str, str]:
         """``sum_i conv_i(leaf_i) + bias`` as plain layers: the source that computes it, and where they are."""
         form = part.form
-        steps = [self.record.step(self.output_of(node)) for node in part.nodes]
+        steps = [self.record.owners[self.output_of(node)] for node in part.nodes]
         wanted = self.region_path(symbol, steps)
         rank, axis = len(symbol.shape), self.forms.axes[symbol.name]
         tensors = [tensor for s in steps for tensor in parameters_of(s)]

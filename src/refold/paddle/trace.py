@@ -22,7 +22,9 @@ from refold.paddle.patches import ALIASING, ARITHMETIC, LOOKING, SET_ITEM, WRITI
 from refold.paddle.recurrent import is_packed
 from refold.paddle.sentences import first_line
 from refold.paddle.tensors import current_weights, stored
+from refold.recording import steps
 from refold.recording.sizes import Size
+from refold.recording.steps import CannotFollowError, RetryError, Scope, UntraceableError
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 
 Layer = paddle.nn.Layer
@@ -47,67 +49,19 @@ class Primitive:
 
 @final
 @dataclass(eq=False)
-class Scope:
-    """One call of a layer that was called through; ``outputs`` is the nest that it returned. ``writes_outside``
-    says that it wrote into a tensor that was there before it."""
-
-    layer: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    parent: Scope | None
-    path: str
-    outputs: Any = None
-    writes_outside: bool = False
-
-    @property
-    def chain(self) -> list[Scope]:
-        """This scope and all around it, outermost first."""
-        around = self.parent.chain if self.parent else []
-        return [*around, self]
-
-
-@final
-@dataclass(eq=False)
-class Step:
+class Step(steps.Step):
     """One recorded step: a layer (``layer``, at ``path``) or a function (``function``, by its public name).
 
     ``inside`` are the operators that it consists of, and ``result`` is what the last of them gave, as far as
-    they are known. ``weights`` are the tensors under the layer's names at that moment. ``reason`` says why a
-    custom layer was recorded whole.
+    they are known. ``weights`` are the tensors under the layer's names at that moment.
     """
 
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    scope: Scope | None
     function: str = ""
     layer: Any = None
     path: str = ""
     inside: list[Primitive] = field(default_factory=list)
-    outputs: Any = None
     result: Symbol | None = None
     weights: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
-
-    @property
-    def reads(self) -> list[Symbol]:
-        """The symbols that it reads, in the order of its arguments, as often as they stand there."""
-        return symbols((self.args, self.kwargs))
-
-    @property
-    def gives(self) -> list[Symbol]:
-        """The symbols that it gives."""
-        return symbols(self.outputs)
-
-    @property
-    def constants(self) -> list[Constant]:
-        """The constants among its arguments."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Constant)]
-
-    @property
-    def sizes(self) -> list[Size]:
-        """The sizes among its arguments that are known by a formula."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Size)]
 
 
 @final
@@ -124,27 +78,12 @@ class Origin:
 
 @final
 @dataclass(eq=False)
-class Trace:
-    """A recorded model: its steps in order, and the nests of its inputs and outputs. ``tensors`` are the
-    inputs themselves, ``results`` the numbers that the model gave. ``origins`` says, by identity, of constants how
-    they were computed."""
+class Trace(steps.Trace[Step]):
+    """A recorded model. ``origins`` says, by identity, of constants how they were computed; ``outward`` are the
+    calls of layers that wrote into a tensor that was there before them."""
 
-    steps: list[Step] = field(default_factory=list)
-    scopes: list[Scope] = field(default_factory=list)
-    inputs: Any = None
-    outputs: Any = None
-    tensors: list[Any] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
     origins: dict[int, Origin] = field(default_factory=dict)
-
-
-class UntraceableError(Exception):
-    """The model as a whole could not be recorded."""
-
-
-# Not an Exception: a forward that catches those must not go on as if nothing had been.
-class _CannotFollowError(BaseException):
-    """Something happened to a tensor that cannot be written down."""
+    outward: set[Scope] = field(default_factory=set)
 
 
 def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str]) -> Trace:
@@ -184,7 +123,7 @@ class _Recorder:
             try:
                 self.listening = True
                 outputs = self.model(*args)
-            except _CannotFollowError as error:
+            except CannotFollowError as error:
                 raise UntraceableError(f"its forward {error}") from error
             except Exception as error:  # whatever a user's forward may raise
                 raise UntraceableError(first_line(error)) from error
@@ -254,7 +193,7 @@ class _Recorder:
     def on_misuse(self, original: Callable[..., Any], what: str) -> Callable[..., Any]:
         def misused(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             if self.listening and self.is_followed((tensor, args, kwargs)):
-                raise _CannotFollowError(what)
+                raise CannotFollowError(what)
             return original(tensor, *args, **kwargs)
 
         return misused
@@ -265,10 +204,11 @@ class _Recorder:
                 original(tensor, index, value)
                 return
             if self.step is not None or self.is_followed(index):
-                raise _CannotFollowError("writes into a tensor")
+                raise CannotFollowError("writes into a tensor")
             self.note_writing(tensor)
             given = self.encoded((tensor, index, value))
-            step = Step(self.unique(self.within("setitem")), given, {}, self.scope, function=SET_ITEM)
+            name = self.unique(self.within("setitem"))
+            step = Step(given, {}, self.scope, name=name, function=SET_ITEM)
             self.listening = False
             try:
                 original(tensor, index, value)
@@ -292,7 +232,7 @@ class _Recorder:
                 return self.primitive(operator, function, args, kwargs)
             plain = patches.out_of_place(name)
             if plain is None:
-                raise _CannotFollowError("writes into a tensor")
+                raise CannotFollowError("writes into a tensor")
             call = function
             if operator is not None:
 
@@ -303,7 +243,7 @@ class _Recorder:
                 self.note_writing(args[0])
             short = name.rpartition(".")[2].strip("_")
             given = self.encoded(args), self.encoded(kwargs)
-            step = Step(self.unique(self.within(short)), *given, self.scope, function=plain)
+            step = Step(*given, self.scope, name=self.unique(self.within(short)), function=plain)
             result = self.take(step, call, args, kwargs, writes=plain != name)
             if plain != name and step.outputs is not None:  # from now on its first argument is what came out
                 self.symbols[id(args[0])] = step.outputs
@@ -317,8 +257,8 @@ class _Recorder:
         """Mark the layers that write into what was there before they were called."""
         home = self.homes.get(id(tensor))
         within = home.chain if home else []
-        for scope in self.scope.chain if self.scope else []:
-            scope.writes_outside |= scope not in within
+        around = self.scope.chain if self.scope else []
+        self.trace.outward.update(scope for scope in around if scope not in within)
 
     def remember(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         """How constants come from others."""
@@ -373,7 +313,7 @@ class _Recorder:
         self.scope = scope
         try:
             outputs = original(layer, *args, **kwargs)
-        except _CannotFollowError as error:
+        except CannotFollowError as error:
             if layer is not self.model:
                 self.whole.setdefault(id(layer), f"its forward {error}")
                 raise RetryError(self.whole) from error
@@ -391,14 +331,14 @@ class _Recorder:
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             step = Step(
-                self.unique(path or type(layer).__name__.lower()),
                 self.encoded(args),
                 self.encoded(kwargs),
                 self.scope,
+                name=self.unique(path or type(layer).__name__.lower()),
+                reason=reason,
                 layer=layer,
                 path=path,
                 weights=current_weights(layer),
-                reason=reason,
             )
             quiet = contextlib.ExitStack()
             if reason:
@@ -446,14 +386,6 @@ class _Recorder:
     def unique(self, path: str) -> str:
         seen = self.names[path] = self.names.get(path, 0) + 1
         return path if seen == 1 else f"{path}#{seen}"
-
-
-class RetryError(BaseException):
-    """A layer turned out not to be traceable: record again, with it whole."""
-
-    def __init__(self, whole: dict[int, str]) -> None:
-        super().__init__("record again")
-        self.whole = whole
 
 
 def is_leaf(layer: Any) -> bool:

@@ -15,7 +15,6 @@ import torch
 
 from refold.errors import InputError
 from refold.frontend import AnyArray
-from refold.recording.sizes import Size, formula_of, value_of
 from refold.recording.symbols import Symbol, leaves, mapped, symbols
 from refold.torch.examples import to_numpy
 from refold.torch.perform import doubled, in_double, perform
@@ -29,11 +28,8 @@ def evaluate(record: Record, feeds: Mapping[str, AnyArray], wanted: Sequence[str
     own = {name: array for name, array in feeds.items() if name in record.symbols}
     known = {name: tensor_of(record.symbols[name], array).to(device) for name, array in own.items()}
     batch = next((len(array) for array in feeds.values() if np.ndim(array)), 1)
-
-    def size(entry: Size) -> int:
-        return value_of(formula_of(entry), lambda symbol, axis: _size(record, known, batch, symbol, axis))
-
-    for step in _needed(record, known, wanted):
+    size = record.size_among(known, batch)
+    for step in record.steps_to(wanted, known):
         try:
             outputs = perform(
                 step,
@@ -64,34 +60,6 @@ def tensor_of(symbol: Symbol, array: AnyArray) -> Any:
         data = data.astype(np.float64)
     tensor = torch.from_numpy(np.ascontiguousarray(data))
     return torch.view_as_complex(tensor) if symbol.dtype.startswith("complex") else tensor
-
-
-def _size(record: Record, known: Mapping[str, Any], batch: int, symbol: Symbol, axis: int) -> int:
-    if symbol.name in known:
-        return int(known[symbol.name].shape[axis])
-    if record.is_batch(symbol, axis):
-        return batch
-    fixed = record.shapes[symbol.name][axis]
-    if fixed is None:
-        raise InputError(f"a size of the value '{symbol.name}' is needed and was not given")
-    return fixed
-
-
-def _needed(record: Record, known: Mapping[str, Any], wanted: Sequence[str]) -> list[Step]:
-    """The steps between what is known and what is wanted, in the recorded order."""
-    waiting = list(wanted)
-    needed: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if value in known:
-            continue
-        if value not in record.owners:
-            raise InputError(f"the value '{value}' is needed and was not given")
-        step = record.owners[value]
-        if id(step) not in needed:
-            needed.add(id(step))
-            waiting += [symbol.name for symbol in (*step.reads, *record.open_sizes(step))]
-    return [step for step in record.trace.steps if id(step) in needed]
 
 
 def in_double_module(record: Record, step: Step) -> Any:

@@ -19,14 +19,15 @@ from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan
 from refold.recording.arguments import argument_names, input_names
-from refold.recording.sizes import Size, formula_of
-from refold.recording.symbols import Constant, Symbol, leaves
+from refold.recording.steps import UntraceableError
+from refold.recording.symbols import leaves
+from refold.recording.twice import BoundError
 from refold.torch import checks, examples, execute, express, inside, wrappers
 from refold.torch.examples import to_numpy
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
-from refold.torch.record import BoundError, Record, record_twice
-from refold.torch.trace import Step, UntraceableError, dtype_name
+from refold.torch.record import Record, record_twice
+from refold.torch.trace import Step, dtype_name
 
 
 def owns(model: Any) -> bool:
@@ -113,7 +114,7 @@ class TorchFrontend:
             kind = step.what
         if part is not None:
             kind = f"what {kind} gives to {part.path}"
-        plain = [_plain(record, leaf) for leaf in leaves((step.args, step.kwargs))]
+        plain = [record.text_of(leaf) for leaf in leaves((step.args, step.kwargs))]
         # Weights that are computed count as what they are shipped as.
         tensors += [used(constant, record.doubles) for constant in step.constants]
         unseen = UNSEEN if parts and part is None else ""
@@ -288,19 +289,3 @@ def _settings(modules: Sequence[tuple[str, Any]]) -> list[tuple[str, str, str]]:
 
 def _is_simple(value: Any) -> bool:
     return all(isinstance(leaf, int | float | str | type(None)) for leaf in leaves(value))
-
-
-def _plain(record: Record, leaf: Any) -> str:
-    if isinstance(leaf, Symbol | Constant) or leaf is None or leaf is False:
-        return ""
-    return _size_text(record, formula_of(leaf)) if isinstance(leaf, Size) else repr(leaf)
-
-
-def _size_text(record: Record, formula: Any) -> str:
-    if not isinstance(formula, tuple):
-        return repr(int(formula))
-    if formula[0] != "size":
-        return f"({_size_text(record, formula[1])} {formula[0]} {_size_text(record, formula[2])})"
-    symbol, axis = formula[1:]
-    known = record.shapes[symbol.name][axis]
-    return repr(known) if known is not None else f"axis {axis}"

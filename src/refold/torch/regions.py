@@ -13,6 +13,7 @@ import torch
 from refold.graph.forms import FormBuilder
 from refold.graph.graph import Affine, AffineForm, Graph
 from refold.graph.region import Part
+from refold.recording.steps import Scope
 from refold.recording.symbols import Symbol, symbols
 from refold.torch import express
 from refold.torch.lift import evaluated, parameters_of
@@ -21,7 +22,7 @@ from refold.torch.perform import sources
 from refold.torch.places import Places
 from refold.torch.record import Record
 from refold.torch.staying import Staying
-from refold.torch.trace import Scope, Step
+from refold.torch.trace import Step
 
 
 @final

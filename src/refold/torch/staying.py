@@ -7,10 +7,11 @@ from typing import Any, final
 
 from refold.graph.graph import Graph
 from refold.graph.plan import Plan
+from refold.recording.steps import Scope
 from refold.recording.symbols import Symbol, leaves, symbols
 from refold.torch.lift import evaluated
 from refold.torch.record import Record
-from refold.torch.trace import Scope, Step
+from refold.torch.trace import Step
 
 
 @final

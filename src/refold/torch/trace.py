@@ -12,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from refold.recording import steps
 from refold.recording.sizes import Size
+from refold.recording.steps import CannotFollowError, RetryError, Scope, UntraceableError
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
 from refold.torch import functions
 
@@ -28,60 +30,15 @@ Tensor = torch.Tensor
 
 @final
 @dataclass(eq=False)
-class Scope:
-    """One call of a module; ``outputs`` is the nest that it returned."""
-
-    module: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    parent: Scope | None
-    path: str
-    outputs: Any = None
-
-    @property
-    def chain(self) -> list[Scope]:
-        """This scope and all around it, outermost first."""
-        around = self.parent.chain if self.parent else []
-        return [*around, self]
-
-
-@final
-@dataclass(eq=False)
-class Step:
+class Step(steps.Step):
     """One recorded call: of ``function``, or of a ``module`` that was taken whole, for ``reason``. ``writes`` says
     that in truth its first argument was written into, ``views`` that what it gives lies where what it reads does:
     nothing was computed."""
 
-    function: functions.Function | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    scope: Scope | None
-    outputs: Any = None
+    function: functions.Function | None = None
     module: Any = None
-    reason: str = ""
-    name: str = ""
     writes: bool = False
     views: bool = False
-
-    @property
-    def reads(self) -> list[Symbol]:
-        """The symbols that it reads, in the order of its arguments, as often as they stand there."""
-        return symbols((self.args, self.kwargs))
-
-    @property
-    def gives(self) -> list[Symbol]:
-        """The symbols that it gives."""
-        return symbols(self.outputs)
-
-    @property
-    def constants(self) -> list[Constant]:
-        """The constants among its arguments."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Constant)]
-
-    @property
-    def sizes(self) -> list[Size]:
-        """The sizes among its arguments that are known by a formula."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Size)]
 
     @property
     def what(self) -> str:
@@ -89,35 +46,7 @@ class Step:
         return type(self.module).__name__ if self.function is None else functions.short_name(self.function)
 
 
-@final
-@dataclass(eq=False)
-class Trace:
-    """A recorded module: its steps in order, and the nests of its inputs and outputs. ``tensors`` are the
-    inputs themselves, ``results`` the tensors that the module gave."""
-
-    steps: list[Step] = field(default_factory=list)
-    scopes: list[Scope] = field(default_factory=list)
-    inputs: Any = None
-    outputs: Any = None
-    tensors: list[Any] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
-
-
-class UntraceableError(Exception):
-    """The model as a whole could not be recorded."""
-
-
-# Not Exceptions: a forward that catches those must not go on as if nothing had been.
-class _CannotFollowError(BaseException):
-    """Something happened to a tensor that cannot be written down."""
-
-
-class RetryError(BaseException):
-    """A module turned out not to be traceable: record again, with it whole."""
-
-    def __init__(self, whole: dict[int, str]) -> None:
-        super().__init__("record again")
-        self.whole = whole
+Trace = steps.Trace[Step]
 
 
 def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str], prefix: str = "") -> Trace:
@@ -162,7 +91,7 @@ class _Recorder(TorchFunctionMode):
             try:
                 self.listening = True
                 outputs = Module.__call__(self.model, *args)  # not fx's own, which prints what went wrong
-            except _CannotFollowError as error:
+            except CannotFollowError as error:
                 raise UntraceableError(f"its forward {error}") from error
             except Exception as error:  # whatever a user's forward may raise
                 raise UntraceableError(first_line(error)) from error
@@ -181,7 +110,7 @@ class _Recorder(TorchFunctionMode):
             raise UntraceableError("it returns no tensor")
         try:
             encoded = self.encoded(outputs)
-        except _CannotFollowError as error:
+        except CannotFollowError as error:
             raise UntraceableError(f"its forward {error}") from error
         if any(isinstance(leaf, Constant) for leaf in leaves(encoded)):
             raise UntraceableError("it returns something that does not depend on its inputs")
@@ -200,7 +129,7 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         followed = self.is_followed((args, kwargs))
         if name in functions.LOOKING and followed:
-            raise _CannotFollowError("looks at the values of a tensor")
+            raise CannotFollowError("looks at the values of a tensor")
         if name in functions.ALIASING:
             return self.aliased(func(*args, **kwargs), args[0])
         if name == "__iter__":
@@ -257,7 +186,7 @@ class _Recorder(TorchFunctionMode):
 
     def write_down(self, func: Any, args: Any, kwargs: Any, result: Any) -> Step:
         """A step, if it depends on the inputs; else what it made are constants that know their origin."""
-        step = Step(func, args, kwargs, self.scope)
+        step = Step(args, kwargs, self.scope, function=func)
         made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             self.keep(tensor)
@@ -289,16 +218,16 @@ class _Recorder(TorchFunctionMode):
         # Views of what was written into count as written too.
         apart = [tensor for tensor in written if _address(tensor) != _address(target)]
         if apart or first is not self.lookup(target):
-            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+            raise CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
         if isinstance(first, Constant):
             if id(target) not in copies or id(target) in self.stored:
-                raise _CannotFollowError("writes into a parameter or buffer")
+                raise CannotFollowError("writes into a parameter or buffer")
             first.tensor = copies[id(target)]
             if pure is None and not symbols(given):
                 self.constants[id(target)] = Constant(target)
                 return
         if pure is None:
-            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+            raise CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
         if pure is functions.set_item and self.stands_there(*args[:3]):
             return
         args, kwargs = functions.without_inplace(pure, args, kwargs)
@@ -307,7 +236,7 @@ class _Recorder(TorchFunctionMode):
         step = self.write_down(pure, args, kwargs, target)
         step.writes = True
         if any(not isinstance(leaf, Symbol | Constant) for leaf in leaves(step.outputs)):
-            raise _CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
+            raise CannotFollowError(f"writes into a tensor ({functions.short_name(func)})")
         self.stale |= self.sharing[_address(target)] - {id(target)}
         self.stale.discard(id(target))
         self.write_back(target, step)
@@ -319,9 +248,9 @@ class _Recorder(TorchFunctionMode):
 
     def write_back(self, view: Any, step: Step) -> None:
         """If ``view`` was cut out of another tensor, that one has changed there too."""
-        steps = [s for s in self.trace.steps if s.function in (Tensor.__getitem__,)]
+        cuts = [s for s in self.trace.steps if s.function in (Tensor.__getitem__,)]
         old = step.reads[0] if step.reads else None
-        source = next((s for s in reversed(steps) if s.outputs is old), None)
+        source = next((s for s in reversed(cuts) if s.outputs is old), None)
         if source is None or old is None:
             return
         for identity, symbol in list(self.symbols.items()):
@@ -349,7 +278,7 @@ class _Recorder(TorchFunctionMode):
         try:
             outputs = original(module, *args, **kwargs)
             scope.outputs = self.encoded(outputs)
-        except _CannotFollowError as error:
+        except CannotFollowError as error:
             if module is not self.model:
                 self.whole.setdefault(id(module), f"its forward {error}")
                 raise RetryError(self.whole) from error
@@ -367,14 +296,14 @@ class _Recorder(TorchFunctionMode):
         finally:
             self.listening = True
         if any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True)):
-            raise _CannotFollowError("has a part that writes into its input")
+            raise CannotFollowError("has a part that writes into its input")
         made = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             if id(tensor) not in self.symbols:
                 self.keep(tensor)
                 self.symbols[id(tensor)] = _symbol(tensor)
         name = scope.path or type(scope.module).__name__
-        step = Step(None, scope.args, scope.kwargs, self.scope, self.encoded(result), scope.module, reason, name)
+        step = Step(scope.args, scope.kwargs, self.scope, self.encoded(result), name, reason, module=scope.module)
         self.trace.steps.append(step)
         return result
 
@@ -398,7 +327,7 @@ class _Recorder(TorchFunctionMode):
 
     def encode(self, tensor: Any) -> Symbol | Constant:
         if id(tensor) in self.stale:
-            raise _CannotFollowError("reads a view of a tensor after that was written into")
+            raise CannotFollowError("reads a view of a tensor after that was written into")
         known = self.lookup(tensor)
         if known is None:
             self.keep(tensor)
