@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +32,16 @@ def fixed_seed(request: pytest.FixtureRequest) -> Iterator[None]:
     # Clearing collects garbage, for longer than a test of one small layer runs.
     if not getattr(request.module, "SMALL_MODELS", False):
         keras.backend.clear_session()
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What is in a good Keras archive."""
+    from archives import small_model
+
+    from refold.keras.files import save
+
+    path = tmp_path_factory.mktemp("good") / "small.keras"
+    save(small_model(), path)
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}

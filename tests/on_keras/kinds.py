@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 from keras import layers, ops
+
+from refold.keras import WeightNormalization
 
 BACKEND = keras.backend.backend()
 # torch compiles for minutes, and steps out of the compiled code at each Keras layer, wrapped or not.
@@ -91,3 +95,29 @@ def gradients(function, variables):
 
         found = jax.grad(stateless)([v.value for v in variables])
     return [np.asarray(ops.convert_to_numpy(gradient)) for gradient in found]
+
+
+# What the rows of a weight can go through.
+NORMALIZERS = {
+    **{name: lambda name=name: name for name in ("layer", "rms", "unit")},
+    "LayerNormalization": lambda: layers.LayerNormalization(),
+    "RMSNormalization": lambda: layers.RMSNormalization(),
+    "UnitNormalization": lambda: layers.UnitNormalization(),
+    "GroupNormalization": lambda: layers.GroupNormalization(groups=1),
+}
+
+
+def quietly(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+
+def built(name="unit", kernel=None, layer=None, **options):
+    layer = layer or layers.Dense(3, use_bias=False)
+    wrapped = WeightNormalization(layer, name, **options)
+    quietly(lambda: wrapped.build((None, 6)))
+    if kernel is not None:
+        layer.set_weights([kernel.astype("float32")])
+        wrapped.reset_gain()
+    return wrapped
