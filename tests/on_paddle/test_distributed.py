@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +18,7 @@ import refold
 from refold.paddle import (
     DiverseBranchBlock,
     RepVggBlock,
+    initialize_from_data,
     low_rank_adaptation,
     orthogonal_weights,
     spectral_normalization,
@@ -56,12 +58,27 @@ def one_of_two(folder: str) -> None:
     x, y = data()
     model = network()
     train(paddle.DataParallel(model), x[rank::2], y[rank::2])
-    np.savez(Path(folder) / f"{rank}.npz", **{name: value.numpy() for name, value in model.state_dict().items()})
+    save(model, Path(folder) / f"{rank}.npz")
+    model = network()
+    model.eval()
+    piece = paddle.to_tensor(np.split(x, [3])[rank])
+    initialize_from_data(paddle.DataParallel(model), piece)
+    save(model, Path(folder) / f"{rank}-from-data.npz")
+
+
+def save(model: Any, path: Path) -> None:
+    np.savez(path, **{name: value.numpy() for name, value in model.state_dict().items()})
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
+    source = str(Path(refold.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": source},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     model = network()
@@ -71,6 +88,14 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name], err_msg=name)
         np.testing.assert_allclose(ranks[0][name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
     model.set_state_dict({name: paddle.to_tensor(ranks[0][name]) for name in ranks[0].files})
+    # And the pieces of a batch initialize as the whole one.
+    alone = network()
+    alone.eval()
+    initialize_from_data(alone, paddle.to_tensor(data()[0]))
+    for rank in (0, 1):
+        found = np.load(tmp_path / f"{rank}-from-data.npz")
+        for name, value in alone.state_dict().items():
+            np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
     plain = refold.fold(model, (None, 2, 6, 6))
     assert refold.prove(model, plain, (None, 2, 6, 6)).verdict.value == "proved"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from refold.paddle import (
     MobileOneBlock,
     RepVGGBlock,
     RepVggBlock,
+    low_rank_adaptation,
+    orthogonal_weights,
+    spectral_normalization,
     weight_normalization,
 )
 
@@ -70,3 +74,31 @@ def test_both_forms_are_exported(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(in_onnx_runtime(file, x), expected, rtol=1e-4, atol=1e-5)
     assert kernels(folded) < kernels(rich) or name == "normalized"
     assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "centered": partial(weight_normalization, normalizer="centered"),
+    "spectral": spectral_normalization,
+    "sigma": partial(spectral_normalization, gain=True),
+    "cayley": orthogonal_weights,
+    "exponential": partial(orthogonal_weights, map="exponential"),
+    "lora": partial(low_rank_adaptation, rank=2),
+    "dora": partial(low_rank_adaptation, rank=2, magnitude=True),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_computed_weights_are_exported(name: str, tmp_path: Path) -> None:
+    """paddle2onnx has no operator for what an orthogonal weight is made with: such a model is folded first."""
+    model = nn.Sequential(WAYS[name](nn.Linear(6, 3)), nn.ReLU())
+    for parameter in model.parameters():
+        parameter.set_value(parameter + 0.1)
+    model.eval()
+    x = paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 6)).astype("float32"))
+    expected = model(x).numpy()
+    forms = {"plain": refold.fold(model, (None, 6))}
+    if name not in ("cayley", "exponential"):
+        forms["rich"] = model
+    for form, layer in forms.items():
+        file = exported(layer, (6,), tmp_path / form)
+        np.testing.assert_allclose(in_onnx_runtime(file, x), expected, rtol=1e-4, atol=1e-5)

@@ -237,6 +237,20 @@ def test_cells_and_layers_that_run_by_steps() -> None:
         assert list(layer.state_dict()) == names
 
 
+@pytest.mark.parametrize(
+    "way", [weight_normalization, spectral_normalization, orthogonal_weights, partial(low_rank_adaptation, rank=2)]
+)
+def test_a_cell_that_is_not_called_is_refused(way: Any) -> None:
+    """A hook in front of it would do nothing, and say nothing."""
+    layer = nn.LSTM(3, 4, 2, direction="bidirect")
+    before, names = layer(data(2, 5, 3))[0].numpy(), list(layer.state_dict())
+    cell = layer[1].cell_bw
+    with pytest.raises(ValueError, match=r"\(LSTM\) that does not call its cells: .* 'weight_hh_l1_reverse'"):
+        way(cell, name="weight_hh")
+    assert list(layer.state_dict()) == names
+    np.testing.assert_array_equal(layer(data(2, 5, 3))[0].numpy(), before)
+
+
 def test_projections_of_attention() -> None:
     layer, x = nn.MultiHeadAttention(8, 2), data(2, 5, 8)
     layer.eval()
@@ -357,6 +371,7 @@ def test_what_data_cannot_initialize_is_refused_and_nothing_changes() -> None:
     for layer, sentence in (
         (weight_normalization(nn.Linear(3, 2), gain=False), "without a gain"),
         (weight_normalization(nn.Embedding(5, 4)), "does not know which output"),
+        (weight_normalization(nn.Linear(3, 3), axis=0), "does not know which output"),
         (weight_normalization(nn.LSTM(3, 4), "weight_hh_l0"), "does not know which output"),
     ):
         model = nn.Sequential(weight_normalization(nn.Linear(4, 3)), layer)

@@ -227,6 +227,9 @@ def test_initialization_from_data(kind: str) -> None:
     y = y.reshape(len(y), -1)
     np.testing.assert_allclose(y.mean(1), 0.0, atol=1e-5)
     np.testing.assert_allclose(y.std(1), 1.0, atol=1e-5)
+    other = weight_normalization(made(kind)[0], axis=(0, 1))
+    with pytest.raises(ValueError, match="does not know which output"):
+        initialize_from_data(other, x)
     state = copy.deepcopy(model.state_dict())
     initialize_from_data(model, x)
     assert all(torch.allclose(value, state[name], atol=1e-5) for name, value in model.state_dict().items())

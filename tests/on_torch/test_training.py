@@ -17,7 +17,7 @@ from torch import nn
 
 import refold
 from refold.blocks import Identity, Scale, Sum, convolution
-from refold.torch import ExpressionBlock, RepVGGBlock, weight_normalization
+from refold.torch import ExpressionBlock, RepVGGBlock, initialize_from_data, weight_normalization
 
 PROCESSES, STEPS = 2, 3
 
@@ -64,7 +64,8 @@ def pair() -> Any:
 def one_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
-    for way, fold in {"DDP": distributed, "FSDP2": sharded, "TP": cut}.items():
+    ways = {"DDP": distributed, "FSDP2": sharded, "TP": cut, "data": from_pieces_of_a_batch}
+    for way, fold in ways.items():
         found = fold(rank)
         if rank == 0:
             torch.save(found, f"{folder}/{way}.pt")
@@ -127,6 +128,17 @@ def cut(rank: int) -> dict[str, Any]:
     return {"plain": plain.state_dict(), "given": x, "gives": plain(x), "sentence": str(caught.value)}
 
 
+def from_pieces_of_a_batch(rank: int) -> dict[str, Any]:
+    """Data-dependent initialization of one model by its wrapper, of another by the group."""
+    piece = batch()[0].split((3, 5))[rank]
+    wrapped, model = nn.parallel.DistributedDataParallel(network()), network()
+    assert len(initialize_from_data(wrapped, piece)) == 2
+    initialize_from_data(model, piece, group=dist.group.WORLD)
+    with pytest.raises(ValueError, match="has its weights in pieces"):
+        initialize_from_data(torch.distributed.fsdp.fully_shard(network(), mesh=mesh()), piece)
+    return {"wrapped": wrapped.module.state_dict(), "grouped": model.state_dict()}
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What the first of two processes found."""
@@ -165,6 +177,14 @@ def test_two_processes_train_the_weights_of_one_and_they_fold(way: str, found: A
     for name, value in plain.state_dict().items():
         assert type(plain_there[name]) is torch.Tensor
         assert torch.allclose(plain_there[name], value, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["wrapped", "grouped"])
+def test_a_batch_in_pieces_initializes_as_a_whole_one(way: str, found: Any) -> None:
+    alone, states = network(), found("data")
+    initialize_from_data(alone, batch()[0])
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(states[way][name], value, atol=1e-6), name
 
 
 def test_weights_in_pieces_are_named(found: Any) -> None:

@@ -234,8 +234,14 @@ def test_rows_refuse_axes_that_do_not_exist():
         Rows((2, 3), (2,))
     with pytest.raises(ValueError, match="twice"):
         Rows((2, 3), (1, -1))
-    with pytest.raises(ValueError, match="no axis"):
-        Rows((2, 3), ())
+
+
+def test_without_axes_the_whole_weight_is_one_row():
+    weight = np.arange(24.0).reshape(2, 3, 4)
+    rows = Rows((2, 3, 4), ())
+    assert (rows.units, rows.fan_in) == (1, 24)
+    np.testing.assert_array_equal(rows.to_matrix(NUMPY, weight), weight.reshape(1, 24))
+    np.testing.assert_array_equal(rows.from_matrix(NUMPY, weight.reshape(1, 24)), weight)
 
 
 # ---- independence ------------------------------------------------------------------------------------

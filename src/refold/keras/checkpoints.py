@@ -27,7 +27,7 @@ from refold.checkpoints.naming import Form, Stored
 from refold.checkpoints.plan import Converted, Copy, Plan, Rebuild, Wish
 from refold.checkpoints.run import run
 from refold.checkpoints.state import NewArrays
-from refold.checkpoints.units import chosen
+from refold.checkpoints.units import Units, chosen
 from refold.errors import InputError
 from refold.files import open_regular, write_atomically
 from refold.keras.files.archive import METADATA, WEIGHTS, Archive, read_archive
@@ -325,9 +325,9 @@ class _Conversion:
         if name not in self.specs:
             raise RefusedError(f"{shown} has not the weights that its configuration says")
         try:
-            return Rows(self.specs[name].shape, axes)
-        except ValueError as error:
-            raise RefusedError(f"{shown}: {error}") from error
+            return Units(axes).rows(self.specs[name].shape, shown)
+        except InputError as error:
+            raise RefusedError(str(error)) from error
 
 
 def _kernels(entry: Json, axis: Any, shown: str) -> tuple[KernelSpec, ...]:

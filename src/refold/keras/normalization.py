@@ -134,7 +134,8 @@ class WeightNormalization(EffectiveKernel):
             without it the mean is lost and the layer computes something else. False is weight standardization
             with a gain, as in the papers, and says that it changes the layer.
         axis: the axes of the kernel that number the output units, where it is not one of the layers above or
-            another choice is meant (``axis=-1`` for an Embedding normalizes its columns).
+            another choice is meant (``axis=-1`` for an Embedding normalizes its columns, ``()`` is one norm over
+            the whole kernel).
         force: for ``"magnitude"``, whether the stored rows are set to length ``sqrt(fan_in)`` after every step of
             an optimizer, as EDM2 does before every step: a constraint of the stored kernel, never a side effect of
             a call. What the layer computes stays the same, but for what epsilon is beside the old length.

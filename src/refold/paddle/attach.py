@@ -17,7 +17,7 @@ from paddle import nn
 
 from refold.paddle.namespace import PADDLE
 from refold.paddle.places import beside
-from refold.paddle.recurrent import RECURRENT, is_packed
+from refold.paddle.recurrent import RECURRENT, is_packed, packed_as
 from refold.paddle.units import rows_of
 from refold.weights import Rows, dtype_name, widen, working_dtype
 
@@ -227,6 +227,12 @@ def _shared_parts(hook: ComputedWeight, weight: Any, called: str) -> dict[str, A
 
 def _find_recurrent(hook: ComputedWeight, layer: Any, weight: Any) -> None:
     """Where else a recurrent layer keeps a weight: in the list that its kernel takes, and in a cell."""
+    if isinstance(layer, nn.RNNCellBase) and (packed := packed_as(weight)) is not None:
+        kind, name = packed
+        raise ValueError(
+            f"the layer {type(layer).__name__} is a cell of a recurrent layer ({kind}) that does not call its "
+            f"cells: normalize the weight '{name}' of that layer"
+        )
     if not isinstance(layer, RECURRENT):
         return
     if not is_packed(layer):

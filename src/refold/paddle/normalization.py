@@ -87,7 +87,8 @@ def weight_normalization(
         gain: whether each unit has a learnable gain. Without it the rows keep the size that the normalizer
             gives them, which changes what the layer computes.
         offset: whether each unit has a learnable offset; by default where it is needed to change nothing.
-        axis: the axes of the weight that number the output units, for other layers than those above.
+        axis: the axes of the weight that number the output units, for other layers than those above, or in their
+            place; ``()`` for one norm over the whole weight.
 
     The norms are computed in float32 or wider and rounded once to the weight's type. A weight that is frozen
     (``stop_gradient``) stays so, gain and offset included. Attach before the optimizer is made: it has to see the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,22 @@ OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def is_packed(layer: Any) -> bool:
     """Whether a layer is one of Paddle's recurrent ones that hands all its weights to one kernel."""
     return bool(getattr(layer, "could_use_cudnn", False)) and hasattr(layer, "_all_weights")
+
+
+def packed_as(weight: Any) -> tuple[str, str] | None:
+    """The kind of recurrent layer that hands the weight of a cell to its kernel, and the weight's name there.
+
+    None for other weights. No weight or cell of Paddle knows who has it, so it is Python that is asked.
+    """
+    for holder in gc.get_referrers(weight):
+        if not isinstance(holder, list):
+            continue
+        for owner in gc.get_referrers(holder):
+            attributes = owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
+            if attributes.get("_all_weights") is holder:
+                names = [name for name, known in attributes["_parameters"].items() if known is weight]
+                return str(attributes["mode"]), names[0]
+    return None
 
 
 def cells(layer: Any) -> Iterator[tuple[str, Any]]:

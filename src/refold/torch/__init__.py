@@ -8,8 +8,8 @@ from refold.torch.blocks import MobileOneBlock as MobileOneBlock
 from refold.torch.blocks import RepVGGBlock as RepVGGBlock
 from refold.torch.checkpoints import convert_state as convert_state
 from refold.torch.continuing import continue_training as continue_training
+from refold.torch.data_initialization import initialize_from_data as initialize_from_data
 from refold.torch.normalization import force_magnitudes as force_magnitudes
-from refold.torch.normalization import initialize_from_data as initialize_from_data
 from refold.torch.normalization import weight_normalization as weight_normalization
 from refold.torch.orthogonal import orthogonal_weights as orthogonal_weights
 from refold.torch.spectral import settle as settle

@@ -14,7 +14,6 @@ from refold.torch import output_side
 from refold.torch.attach import ParametrizedRows, attach
 from refold.torch.namespace import TORCH
 from refold.torch.rows import as_matrix, as_weight, compose, decompose
-from refold.torch.units import TRANSPOSED
 from refold.weights import MagnitudePreserving, Normalization, Parts, Rows, fit_rows, method, working_dtype
 
 
@@ -122,7 +121,8 @@ def weight_normalization(
         gain: whether each unit has a learnable gain. Without it the rows keep the size that the normalizer
             gives them, which changes what the module computes.
         offset: whether each unit has a learnable offset; by default where it is needed to change nothing.
-        axis: the axes of the weight that number the output units, for other modules than those above.
+        axis: the axes of the weight that number the output units, for other modules than those above, or in their
+            place; ``()`` for one norm over the whole weight.
 
     The norms are computed in float32 or wider and rounded once to the weight's type. A weight that is frozen stays
     so, gain and offset included. Attach before the optimizer is made: it has to see the new parameters.
@@ -155,50 +155,6 @@ def _check_normalizer(normalizer: nn.Module, epsilon: float | None, rows: Rows) 
         raise ValueError(f"{called} is for rows of {prod(shape)} weights; an output unit has {rows.fan_in}")
 
 
-def initialize_from_data(model: nn.Module, *inputs: Any) -> list[str]:
-    """Give every weight-normalized module of ``model`` pre-activations of mean 0 and variance 1 on a batch.
-
-    Source: Salimans and Kingma, "Weight Normalization", arXiv 1602.07868, section 3. For each output unit, with
-    the mean and the deviation of its outputs over the batch and all positions: ``g <- g / deviation`` and
-    ``b <- (b - mean) / deviation``. Modules are taken in the order in which they are called, each on what the
-    modules before it give by then; one that is called more than once is taken at its first call. A module without
-    a bias gets the variance only. A unit that gives one number on the whole batch keeps its gain.
-
-    This changes what the model computes, and doing it twice is as doing it once.
-
-    Args:
-        model: a module, called as it is (in eval mode, most likely).
-        inputs: a batch, as the model takes it.
-
-    Returns:
-        The names of the modules that were initialized, in their order.
-
-    Raises:
-        ValueError: a weight-normalized module has no gain, or is of a kind whose output does not have one axis
-            for its units; nothing is changed then.
-    """
-    wrapped = {module: name for name, module in model.named_modules() if _normalized(module) is not None}
-    for module in wrapped:
-        _check_output(module)
-    done: list[str] = []
-
-    def hook(module: Any, given: Any, output: Any) -> Any:
-        if wrapped[module] in done:
-            return None
-        done.append(wrapped[module])
-        _initialize(module, output)
-        return module.forward(*given)
-
-    handles = [module.register_forward_hook(hook) for module in wrapped]
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return done
-
-
 def force_magnitudes(model: nn.Module) -> None:
     """Set the stored rows of every weight that is normalized by ``"magnitude"`` to length sqrt(fan-in).
 
@@ -215,41 +171,3 @@ def force_magnitudes(model: nn.Module) -> None:
                 with torch.no_grad():
                     forced = own.method.force(TORCH, as_matrix(own.rows, found.original0))
                     found.original0.copy_(as_weight(own.rows, forced, found.original0))
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-
-
-def _normalized(module: nn.Module) -> NormalizedWeight | None:
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    found: Any = getattr(module.parametrizations, "weight")[0]  # noqa: B009  a name that torch types as a module
-    return found if isinstance(found, NormalizedWeight) else None
-
-
-def _check_output(module: nn.Module) -> None:
-    own = _normalized(module)
-    assert own is not None
-    shown = f"the module {type(module).__name__}"
-    if not own.gain:
-        raise ValueError(f"{shown} is normalized without a gain, which data could set")
-    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-        raise ValueError(
-            f"data-dependent initialization does not know which output of {shown} belongs to which gain"
-        )
-
-
-def _initialize(module: Any, output: torch.Tensor) -> None:
-    axis = 1 if isinstance(module, _CONVOLUTIONS) else -1
-    rows = output.detach().double().movedim(axis, 0).flatten(1)
-    mean, deviation = rows.mean(1), rows.std(1, correction=0)
-    # What is left of a constant by rounding is no deviation.
-    varies = deviation > 1e-6 * rows.abs().amax(1)
-    factor = 1.0 / torch.where(varies, deviation, torch.ones_like(deviation))
-    parts = module.parametrizations.weight
-    names = ["original1"] + (["original2"] if parts[0].offset else [])
-    for name in names:
-        part = getattr(parts, name)
-        part.copy_(part.double() * factor)
-    if module.bias is not None:
-        module.bias.copy_((module.bias.double() - mean) * factor)

@@ -15,10 +15,11 @@ class Rows:
     """A stored weight of ``shape`` seen as a matrix ``(units, fan_in)``.
 
     ``unit_axes`` number the output units, the first one slowest; all other axes, in stored order, are what
-    a unit sums over. Negative axes count from the end and are stored as positive ones.
+    a unit sums over. Without any, all of the weight is one row. Negative axes count from the end and are stored as
+    positive ones.
 
     Raises:
-        ValueError: an axis does not exist, or is named twice, or there is none.
+        ValueError: an axis does not exist, or is named twice.
     """
 
     shape: tuple[int, ...]
@@ -26,8 +27,6 @@ class Rows:
 
     def __post_init__(self) -> None:
         rank = len(self.shape)
-        if not self.unit_axes:
-            raise ValueError("no axis numbers the output units of the weight")
         if any(not -rank <= axis < rank for axis in self.unit_axes):
             raise ValueError(f"a weight of shape {self.shape} has no axes {self.unit_axes}")
         axes = tuple(axis % rank for axis in self.unit_axes)
