@@ -360,6 +360,7 @@ def test_shared_weights_stay_shared(method: str) -> None:
     assert torch.equal(again.table.weight, again.head.weight)
     plain = refold.fold(model.eval(), x)
     assert torch.equal(plain.head.weight, plain.table.weight)
+    assert plain.head.weight is not plain.table.weight  # as docs/torch.md says
     assert torch.allclose(plain(x), model(x), atol=1e-6)
 
 
