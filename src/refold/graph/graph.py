@@ -23,12 +23,14 @@ Shape = tuple[int | None, ...]
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor. ``shape`` has None where a size is not known; ``nominal`` is the shape that costs are
-    counted with. ``dtype`` is the framework's name for it."""
+    counted with. ``dtype`` is the framework's name for it. ``body`` names the inner graph that it belongs to (a
+    branch, the body of a loop), which may never run; empty in the main one."""
 
     name: str
     shape: Shape
     dtype: str
     nominal: tuple[int, ...]
+    body: str = ""
 
     @property
     def itemsize(self) -> int:
@@ -120,9 +122,11 @@ class Relayout:
 @dataclass(frozen=True, slots=True)
 class Opaque:
     """Anything else. ``reason`` says why it is not linear (or not taken for linear), for the plan;
-    empty where that goes without saying (an activation, a pooling)."""
+    empty where that goes without saying (an activation, a pooling). ``enters`` says that it is no operator, but
+    stands for how an inner graph comes by a value: from run to run, or from the graph around it."""
 
     reason: str = ""
+    enters: bool = False
 
 
 Op = Affine | Gain | Sum | Concat | Select | Slice | Pad | Relayout | Opaque

@@ -19,12 +19,12 @@ from refold.blocks.unfold import Choose
 from refold.errors import InputError
 from refold.frontend import AnyArray, Identity, Lifted, Rich
 from refold.graph.plan import Plan
-from refold.onnx import execute, express
-from refold.onnx.execute import Session
+from refold.onnx import evaluate, execute, express, identity
 from refold.onnx.functions import inlined
 from refold.onnx.lift import lift_model
 from refold.onnx.lower import lower_plan
 from refold.onnx.reference import FLOATS
+from refold.onnx.session import Session
 
 
 def owns(model: Any) -> bool:
@@ -70,7 +70,7 @@ class OnnxFrontend:
 
     def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
         """Float64 values, by ONNX's reference operators."""
-        return execute.evaluate(lifted.record, feeds, wanted)
+        return evaluate.evaluate(lifted.record, feeds, wanted)
 
     def run(self, lifted: Lifted, inputs: Sequence[AnyArray], *, optimized: bool = False) -> list[AnyArray]:
         """The model's outputs in ONNX Runtime on the CPU, with its graph optimizations only if ``optimized``."""
@@ -96,7 +96,7 @@ class OnnxFrontend:
 
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The operator with its attributes, and its constants."""
-        return Identity(*execute.identify(lifted.record.record, node))
+        return identity.identify(lifted.record.record, node)
 
     def storage(self, lifted: Lifted, node: str) -> str:
         """The type of the largest real constant that a node reads, else of what it gives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import final
@@ -33,12 +33,13 @@ from refold.graph.graph import (
 )
 from refold.graph.layout import demanded_axis
 from refold.onnx.compounds import compounds
+from refold.onnx.facts import Facts
 from refold.onnx.linear import op_of
 from refold.onnx.moves import Found, Moves
 from refold.onnx.reference import FLOATS, AnyArray, Operators
-from refold.onnx.sizes import Facts, Survey, survey
+from refold.onnx.sizes import Survey, survey
 from refold.onnx.step import Step
-from refold.onnx.subgraphs import captured_values
+from refold.onnx.subgraphs import Body, Scope, captured_values
 from refold.shown import printable
 
 # Convolutions have their channels on axis 1; neither MatMul nor Mul has a bias. ONNX Runtime takes a Sum two at
@@ -63,17 +64,22 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": fl
 class Record:
     """Where the graph's names come from.
 
-    ``values`` and ``nodes`` lead from the graph's names to the model's own. ``exact`` holds the constants
-    (by identity) that are taken for the biases that they stand for. ``computed`` lists, for linear nodes
-    whose weights are computed from other parameters, which of their inputs those are.
+    ``values`` and ``nodes`` lead from the graph's names to the model's own: a value with the scope in which it
+    is read, as what a body captures has a name for each body. ``entries`` are the nodes that stand for how a body
+    comes by one of its inputs or by a captured value. ``scopes`` are those of the main graph and of every
+    body that was looked into. ``exact`` holds the constants (by identity) that are taken for the biases that
+    they stand for. ``computed`` lists, for linear nodes whose weights are computed from other parameters, which
+    of their inputs those are.
     """
 
     model: ir.Model
     operators: Operators
     survey: Survey
     inputs: tuple[ir.Value, ...]
-    values: Mapping[str, ir.Value]
+    values: Mapping[str, tuple[Scope, ir.Value]]
     nodes: Mapping[str, ir.Node]
+    entries: Mapping[str, tuple[Body, ir.Value]]
+    scopes: tuple[Scope, ...]
     exact: Mapping[int, AnyArray]
     computed: Mapping[str, tuple[int, ...]]
 
@@ -93,15 +99,17 @@ def lift_model(model: ir.Model) -> tuple[Graph, Record, tuple[str, ...]]:
     operators = Operators(dict(model.opset_imports), functions)
     inputs = callers_inputs(model)
     found = survey(model, inputs, operators)
-    lift = _Lift(model, found, Moves(found, operators), compounds(model.graph, found))
+    apart = {
+        key: reason for graph in _graphs(model.graph, found) for key, reason in compounds(graph, found).items()
+    }
+    lift = _Lift(found, Moves(found, operators), apart, Scope(model.graph))
     for value in inputs:
         lift.add_value(value)
     for node in model.graph:
         lift.add(node)
-    outputs = tuple(str(value.name) for value in model.graph.outputs)
-    for value in model.graph.outputs:
-        if lift.is_constant(value):
-            lift.add_value(value)
+    outputs = tuple(
+        lift.add_value(value) if lift.is_constant(value) else lift.name(value) for value in model.graph.outputs
+    )
     nodes, exact, notes = lift.with_exact_borders(alive(lift.nodes, outputs))
     used = {name for node in nodes for name in (*node.inputs, *node.outputs)}
     used.update(outputs, (str(value.name) for value in inputs))
@@ -110,7 +118,18 @@ def lift_model(model: ir.Model) -> tuple[Graph, Record, tuple[str, ...]]:
     parameters, largest = _stored_numbers(model, found)
     graph = Graph(values, tuple(nodes), names, outputs, parameters, largest, DIALECT)
     computed = {node.name: lift.computed[node.name] for node in nodes if node.name in lift.computed}
-    record = Record(model, operators, found, inputs, lift.originals, lift.steps, exact, computed)
+    record = Record(
+        model,
+        operators,
+        found,
+        inputs,
+        lift.originals,
+        lift.steps,
+        lift.entries,
+        tuple(lift.scopes),
+        exact,
+        computed,
+    )
     return graph, record, tuple(notes)
 
 
@@ -132,37 +151,119 @@ def _check_versions(model: ir.Model) -> None:
         )
 
 
+def _graphs(graph: ir.Graph, found: Survey) -> Iterator[ir.Graph]:
+    """A graph and all that were looked into inside of it."""
+    yield graph
+    for node in graph:
+        for body in found.opened.get(id(node), ()):
+            yield from _graphs(body.graph, found)
+
+
 @final
 @dataclass(eq=False)
 class _Lift:
-    """The graph while it grows."""
+    """The graph while it grows. Bodies become part of it: an opaque node stands for how a body comes by its inputs,
+    one for each value that it captures, and the node that runs the body reads what the body gives. So no form
+    reaches across the border of a body, and everything else holds inside of it as outside."""
 
-    model: ir.Model
     survey: Survey
     moves: Moves
     apart: Mapping[int, str]  # why nodes are left alone, by their identity
+    scope: Scope
+    scopes: list[Scope] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
-    originals: dict[str, ir.Value] = field(default_factory=dict)
+    originals: dict[str, tuple[Scope, ir.Value]] = field(default_factory=dict)
+    names: dict[tuple[int, int], str] = field(default_factory=dict)  # by the identities of scope and value
     nodes: list[Node] = field(default_factory=list)
     steps: dict[str, ir.Node] = field(default_factory=dict)
+    entries: dict[str, tuple[Body, ir.Value]] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
     borders: dict[str, Found] = field(default_factory=dict)
     computed: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.scopes.append(self.scope)
+
     def is_constant(self, value: ir.Value) -> bool:
         return self.survey.of(value).is_constant
 
-    def add_value(self, value: ir.Value) -> None:
+    def add_value(self, value: ir.Value) -> str:
+        """The name of a value in the scope that it belongs to or is captured in, now known."""
+        known = self.names.get((id(self.scope), id(value)))
+        if known is not None:
+            return known
         facts = self.survey.of(value)
-        name = str(value.name)
+        name = self.scope.path + str(value.name)
+        while name in self.originals:
+            name += "~"
         shape, first = facts.shape, facts.shapes[0] or ()
         if shape is None and value.shape is not None:
             # Behind an operator that nobody knows: what the file says of the sizes, if it is only their number.
             shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
             first = tuple(size or 1 for size in shape)
         nominal = (1, *first[1:]) if shape else first  # costs are those of one example
-        self.values[name] = Value(name, shape or (), facts.dtype or "unknown", nominal if shape is not None else ())
-        self.originals[name] = value
+        self.values[name] = Value(
+            name, shape or (), facts.dtype or "unknown", nominal if shape is not None else (), self.scope.path
+        )
+        self.originals[name] = self.scope, value
+        self.names[id(self.scope), id(value)] = name
+        return name
+
+    def name(self, value: ir.Value) -> str:
+        """The name of a value as it is read in the scope that is worked on."""
+        known = self.names.get((id(self.scope), id(value)))
+        if known is not None or self.scope.owns(value):
+            return known or str(value.name)
+        scope, outer = self.scope, self.scope.parent
+        assert scope.body is not None
+        assert outer is not None
+        self.scope = outer
+        source = self.name(value)
+        self.scope = scope
+        name = self.add_value(value)
+        self._append_entry(f"{name} (captured)", (source,), (name,), (scope.body, value))
+        if source in self.axes:
+            self.axes[name] = self.axes[source]
+        return name
+
+    def is_known(self, value: ir.Value) -> bool:
+        """Whether a value has a name where it belongs."""
+        return (id(self._home(value)), id(value)) in self.names
+
+    def _home(self, value: ir.Value) -> Scope:
+        """The scope that a value belongs to, seen from the one that is worked on."""
+        scope = self.scope
+        while scope.parent is not None and not scope.owns(value):
+            scope = scope.parent
+        return scope
+
+    # ---- bodies ----------------------------------------------------------------------------------
+
+    def _body(self, body: Body, read: tuple[str, ...]) -> list[str]:
+        """The nodes of a body, whose owner reads ``read``; gives the names of what the body gives."""
+        outer = self.scope
+        owner = body.owner.name or str(body.owner.outputs[0].name)
+        self.scope = Scope(body.graph, f"{outer.path}{owner}/{body.attribute}/", body, outer)
+        self.scopes.append(self.scope)
+        for value in body.graph.inputs:
+            name = self.add_value(value)
+            self._append_entry(f"{name} (input)", read, (name,), (body, value))
+        for node in body.graph:
+            self.add(node)
+        found = [self.name(value) for value in body.graph.outputs if not self.is_constant(value)]
+        self.scope = outer
+        return found
+
+    def _append_entry(
+        self,
+        wanted: str,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        entry: tuple[Body, ir.Value],
+    ) -> None:
+        name = self._unique(wanted)
+        self.entries[name] = entry
+        self.nodes.append(Node(name, Opaque(enters=True), inputs, outputs))
 
     # ---- nodes -----------------------------------------------------------------------------------
 
@@ -171,6 +272,14 @@ class _Lift:
         outputs = [value for value in node.outputs if value.name]
         if all(self.is_constant(value) for value in outputs):
             return
+        bodies = self.survey.opened.get(id(node), ())
+        if bodies:
+            read = tuple(self.name(v) for v in node.inputs if v is not None and not self.is_constant(v))
+            ends = [name for body in bodies for name in self._body(body, read)]
+            names = tuple(self.add_value(value) for value in outputs)
+            place = list(node.outputs).index(outputs[0])
+            self._append(node, place, Opaque(), (*read, *ends), names, (node,))
+            return
         for value in outputs:
             self.add_value(value)
         ops = {place: self._op(node, place) for place, value in enumerate(node.outputs) if value.name}
@@ -178,21 +287,21 @@ class _Lift:
         found = self.moves.follow(node, known)
         rest = []
         for place, op in ops.items():
-            output = str(node.outputs[place].name)
-            if isinstance(op, Opaque) and place in found and found[place].base.name in self.values:
+            output = self.name(node.outputs[place])
+            if isinstance(op, Opaque) and place in found and self.is_known(found[place].base):
                 told = found[place]
-                self._append(node, place, told.op, (told.base,), (output,), told.steps)
+                self._append(node, place, told.op, (self.name(told.base),), (output,), told.steps)
                 if isinstance(told.op, Pad):
                     self.borders[output] = told
             elif isinstance(op, Opaque):
                 rest.append(place)
             else:
-                sources = tuple(v for v in node.inputs if v is not None and not self.is_constant(v))
+                sources = tuple(self.name(v) for v in node.inputs if v is not None and not self.is_constant(v))
                 self._append(node, place, op, sources, (output,), (node,))
         if rest:
             given = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
-            read = tuple(value for value in given if not self.is_constant(value))
-            names = tuple(str(node.outputs[place].name) for place in rest)
+            read = tuple(self.name(value) for value in given if not self.is_constant(value))
+            names = tuple(self.name(node.outputs[place]) for place in rest)
             self._append(node, rest[0], ops[rest[0]], read, names, (node,))
 
     def _op(self, node: ir.Node, place: int) -> Op:
@@ -204,7 +313,7 @@ class _Lift:
         op = op_of(Step(node, version, facts, outputs, place))
         if isinstance(op, Relayout) and abs(op.axis_in - op.axis_out) == 1:
             # Swapping two neighbors moves either of them: that which holds the channels.
-            source = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+            source = self.name(node.inputs[0]) if node.inputs[0] is not None else ""
             readers = {reader.op_type for reader in node.outputs[0].consumers()}
             known = self.axes.get(source)
             if known == op.axis_out or (known is None and op.axis_in == 1 and readers & _CHANNELS_FIRST):
@@ -216,17 +325,17 @@ class _Lift:
         node: ir.Node,
         place: int,
         op: Op,
-        sources: Sequence[ir.Value],
+        inputs: tuple[str, ...],
         outputs: tuple[str, ...],
         steps: tuple[ir.Node, ...],
     ) -> None:
-        if op == Gain() and outputs[0] in {value.name for value in self.model.graph.outputs}:
+        if op == Gain() and node.outputs[place] in self.scope.graph.outputs:
             op = Opaque()  # an output needs a name of its own
-        inputs = tuple(str(value.name) for value in sources)
         name = self._name(node, place)
         cost = self._cost(op, inputs, outputs[0], node)
         for step in steps[:-1]:
-            cost += self._cost(Opaque(), (), str(step.outputs[0].name), step)
+            known = self.names.get((id(self.scope), id(step.outputs[0])), "")
+            cost += self._cost(Opaque(), (), known, step)
         if isinstance(op, Affine):
             computed = tuple(
                 spot
@@ -247,9 +356,12 @@ class _Lift:
         wanted = node.name or str(node.outputs[place].name)
         if place and node.name:
             wanted = f"{node.name}:{place}"
-        name = wanted if wanted not in self.steps else str(node.outputs[place].name)
-        count = 1
-        while name in self.steps:
+        wanted = self.scope.path + wanted
+        return self._unique(wanted if wanted not in self.steps else self.name(node.outputs[place]))
+
+    def _unique(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.steps or name in self.entries:
             count += 1
             name = f"{wanted}~{count}"
         return name
@@ -291,7 +403,7 @@ class _Lift:
                 continue
             facts = self.survey.of(value)
             if facts.is_constant and facts.dtype in FLOATS:
-                found[str(value.name)] = prod(facts.shapes[0] or ())
+                found[self._home(value).path + str(value.name)] = prod(facts.shapes[0] or ())
         return found
 
     # ---- borders that are biases -----------------------------------------------------------------
@@ -376,9 +488,11 @@ def _stored_numbers(model: ir.Model, found: Survey) -> tuple[int, float]:
 
 def _stored(model: ir.Model, found: Survey) -> Iterator[Facts]:
     given = {id(value) for value in callers_inputs(model)}
-    for value in model.graph.initializers.values():
-        if id(value) not in given:
-            yield found.of(value)
-    for node in model.graph:
-        if node.op_type == "Constant" and node.domain == "":
-            yield found.of(node.outputs[0])
+    for graph in _graphs(model.graph, found):
+        given.update(id(value) for value in graph.inputs if graph is not model.graph)
+        for value in graph.initializers.values():
+            if id(value) not in given:
+                yield found.of(value)
+        for node in graph:
+            if node.op_type == "Constant" and node.domain == "":
+                yield found.of(node.outputs[0])

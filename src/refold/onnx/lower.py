@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from refold.algebra.affine import AffineConv
 from refold.graph.forms import FormBuilder, form_builder
-from refold.graph.graph import Gain, Graph
+from refold.graph.graph import Gain, Graph, Node
 from refold.graph.plan import Plan
 from refold.graph.region import Part, Region
 from refold.onnx.express import Writer
 from refold.onnx.lift import Record
+from refold.onnx.subgraphs import captured_values, graphs_of, values_of
 
 # The first version of the format in which initializers need not be inputs.
 _FREE_INITIALIZERS = 4
@@ -28,17 +29,18 @@ def lower_plan(graph: Graph, record: Record, plan: Plan) -> ir.Model:
     """A new model that follows ``plan``."""
     model = record.model.clone()
     model.meta.update(record.model.meta)
+    lowering = _Lowering(graph, record, plan, model, form_builder(graph))
+    lowering.map_values()
     if model.ir_version < _FREE_INITIALIZERS:
         listed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
         for value in listed:
             model.graph.inputs.remove(value)
         model.ir_version = _FREE_INITIALIZERS
-    lowering = _Lowering(graph, record, plan, model, form_builder(graph))
-    lowering.map_values()
     for region in plan.regions:
         lowering.replace(region)
-    for name in record.computed:
-        lowering.store_computed(name)
+    for node in graph.nodes:
+        if node.name in record.computed:
+            lowering.store_computed(node)
     lowering.remove_unused()
     return model
 
@@ -60,20 +62,23 @@ class _Lowering:
 
     def map_values(self) -> None:
         """Pair the nodes and values of the copy with the original's, and note every name that is taken."""
-        old, new = self.record.model.graph, self.model.graph
+        values = self.pair(self.record.model.graph, self.model.graph)
+        for name, (_, value) in self.record.values.items():
+            self.made[name] = values[id(value)]
+        for graph in self.model.graphs():
+            self.names.update(str(value.name) for value in values_of(graph))
+            self.names.update(str(node.name) for node in graph)
+
+    def pair(self, old: ir.Graph, new: ir.Graph) -> dict[int, ir.Value]:
+        """The values of a copied graph, and of those inside of it, by the identities of the original's."""
+        found = {id(one): two for one, two in zip(old.inputs, new.inputs, strict=True)}
+        found.update((id(value), new.initializers[name]) for name, value in old.initializers.items())
         for first, second in zip(old, new, strict=True):
             self.copies[id(first)] = second
-            for one, two in zip(first.outputs, second.outputs, strict=True):
-                self.made[str(one.name)] = two
-        for value in new.inputs:
-            self.made[str(value.name)] = value
-        for value in new.initializers.values():
-            self.made[str(value.name)] = value
-        for graph in self.model.graphs():
-            self.names.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
-            for node in graph:
-                self.names.add(str(node.name))
-                self.names.update(str(value.name) for value in node.outputs)
+            found.update((id(one), two) for one, two in zip(first.outputs, second.outputs, strict=True))
+            for outer, inner in zip(graphs_of(first), graphs_of(second), strict=True):
+                found.update(self.pair(outer, inner))
+        return found
 
     def unique(self, wanted: str) -> str:
         name, count = wanted, 1
@@ -90,7 +95,7 @@ class _Lowering:
         old = self.made[region.value]
         producer = old.producer()
         assert producer is not None
-        writer = self.writer(old, producer)
+        writer = self.writer(region.value, producer)
         same = self.rewired(region)
         if same is not None:
             self.take_over(old, same, producer, writer)
@@ -112,8 +117,8 @@ class _Lowering:
         if len(others) != 1:
             return None
         original = self.record.nodes[others[0].name]
-        names = {place: str(value.name) for place, value in enumerate(original.inputs) if value is not None}
-        read = {place: name for place, name in names.items() if name in others[0].inputs}
+        names = {id(self.record.values[name][1]): name for name in others[0].inputs}
+        read = {place: names[id(value)] for place, value in enumerate(original.inputs) if id(value) in names}
         copy, made = self.copies[id(original)], self.made[others[0].output]
         if set(read.values()) != set(others[0].inputs) or made not in copy.outputs:
             return None  # it stands for several of the model's nodes, or was replaced already
@@ -146,11 +151,11 @@ class _Lowering:
         dense = self.forms.axes[leaf] == axis == last != 1 and term.is_pointwise and term.groups == 1
         return not dense
 
-    def writer(self, value: ir.Value, producer: ir.Node) -> Writer:
+    def writer(self, value: str, producer: ir.Node) -> Writer:
         versions = self.model.opset_imports
         graph = producer.graph
         assert isinstance(graph, ir.Graph)
-        dtype = self.record.survey.of(self.record.values[str(value.name)]).dtype
+        dtype = self.record.survey.of(self.record.values[value][1]).dtype
         kind = next(k for k in _FLOAT_TYPES if k.numpy().name == dtype)
         return Writer(graph, versions.get("", versions.get("ai.onnx", 1)), kind, self.unique, [])
 
@@ -183,13 +188,13 @@ class _Lowering:
 
     # ---- weights that were computed --------------------------------------------------------------
 
-    def store_computed(self, name: str) -> None:
+    def store_computed(self, step: Node) -> None:
         """Give a node that stays its weights as plain initializers."""
-        original = self.record.nodes[name]
+        original = self.record.nodes[step.name]
         node = self.copies[id(original)]
-        if node in self.dead or any(self.made[str(o.name)] is not o for o in node.outputs if o.name):
+        if node in self.dead or any(self.made[output] not in node.outputs for output in step.outputs):
             return
-        for place in self.record.computed[name]:
+        for place in self.record.computed[step.name]:
             old = node.inputs[place]
             source = original.inputs[place]
             assert old is not None
@@ -212,7 +217,12 @@ class _Lowering:
     def remove_unused(self) -> None:
         """Remove the nodes that were replaced and what only they read, with what nobody read before: such
         a node would keep alive what is folded."""
-        waiting = list(self.model.graph) if self.dead else []
+        scopes = [self.model.graph]
+        for scope in self.record.scopes:
+            if scope.body is not None:
+                places = [id(graph) for graph in graphs_of(scope.body.owner)]
+                scopes.append(list(graphs_of(self.copies[id(scope.body.owner)]))[places.index(id(scope.graph))])
+        waiting = [node for graph in scopes for node in graph] if self.dead else []
         removed: set[int] = set()
         while waiting:
             node = waiting.pop()
@@ -221,18 +231,30 @@ class _Lowering:
             removed.add(id(node))
             graph = node.graph
             assert isinstance(graph, ir.Graph)
-            read = [value for value in node.inputs if value is not None]
+            read = [*_let_go(node), *(value for value in node.inputs if value is not None)]
             graph.remove(node, safe=True)
             for value in read:
                 producer = value.producer()
                 if producer is not None:
                     waiting.append(producer)
-                elif self._is_unused_initializer(value):
-                    del self.model.graph.initializers[str(value.name)]
+                elif _is_unused_initializer(value):
+                    assert value.graph is not None
+                    del value.graph.initializers[str(value.name)]
 
-    def _is_unused_initializer(self, value: ir.Value) -> bool:
-        known = self.model.graph.initializers.get(str(value.name)) is value
-        return known and not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+
+def _let_go(node: ir.Node) -> list[ir.Value]:
+    """What the graphs inside of a node captured, which they do not read any more: the node is removed."""
+    captured = captured_values(node)
+    for graph in graphs_of(node):
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            for place in range(len(inner.inputs)):
+                inner.replace_input_with(place, None)
+    return captured
+
+
+def _is_unused_initializer(value: ir.Value) -> bool:
+    used = value.uses() or value.is_graph_output() or value.is_graph_input()
+    return value.is_initializer() and not used
 
 
 _FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

@@ -8,9 +8,9 @@ if they depend on a size that is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from math import prod
 from typing import Any, final
 
@@ -21,11 +21,11 @@ from onnx.shape_inference import infer_node_outputs
 
 from refold.errors import InputError
 from refold.files import size_in_words
-from refold.onnx.reference import AnyArray, Operators, describe, to_double
-from refold.onnx.subgraphs import captured_values, graphs_of
+from refold.onnx.carried import Carried, formals, results
+from refold.onnx.facts import Computed, Facts, Sizes
+from refold.onnx.reference import AnyArray, Operators, describe
+from refold.onnx.subgraphs import Body, bodies_of, captured_values, graphs_of
 from refold.shown import printable
-
-Sizes = tuple[int, ...]
 
 # Sizes that stand in for unknown ones: multiples of 32, as networks with five halvings need, and all
 # different, so that swapped axes show.
@@ -42,6 +42,10 @@ _MOST_SIZED = 2**22
 _MOST_KEPT = 2**16
 # A tensor with more numbers than this is not a model but a trap.
 _MOST_NUMBERS = 2**33
+# How deep bodies are looked into, and how many nodes in them are looked at in all, counted again in every round
+# that it takes to find out which sizes stay.
+_MOST_DEPTH = 8
+_MOST_STEPS = 50_000
 
 # Operators that are not functions of their inputs, or whose constants are meant to stay as they are.
 _NOT_EVALUATED = frozenset(
@@ -88,84 +92,13 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Cast", "Equal", "W
 
 @final
 @dataclass(frozen=True, eq=False)
-class Facts:
-    """What is known of a tensor. ``dtype`` is numpy's name of its type, empty where it is no tensor or not
-    known. ``shapes`` holds its shape for each set of sizes, None where that cannot be told; ``numbers``
-    likewise its numbers (floating ones in float64). ``free`` marks those that depend on sizes that are not
-    known. ``stored`` is the tensor of the file behind a constant, or a :class:`Computed` one; ``arithmetic`` says
-    that it is computed from stored ones by more than moving them."""
-
-    dtype: str
-    shapes: tuple[Sizes | None, ...]
-    numbers: tuple[AnyArray, ...] | None = None
-    free: AnyArray | None = None
-    stored: Any = None
-    arithmetic: bool = False
-
-    @property
-    def rank(self) -> int | None:
-        """The number of axes."""
-        first = self.shapes[0]
-        return None if first is None or any(s is None or len(s) != len(first) for s in self.shapes) else len(first)
-
-    @cached_property
-    def shape(self) -> tuple[int | None, ...] | None:
-        """The shape, with None for sizes that are not known."""
-        if self.rank is None:
-            return None
-        known = [shape for shape in self.shapes if shape is not None]
-        return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*known, strict=True))
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether its numbers are the same at all sizes."""
-        return self.stored is not None or (self.numbers is not None and self.free is None)
-
-    def array(self) -> AnyArray:
-        """The numbers of a constant."""
-        return self.numbers[0] if self.numbers is not None else to_double(_read(self.stored))
-
-    def as_stored(self) -> AnyArray:
-        """The numbers of a constant in the type that they are stored in."""
-        return self.numbers[0] if self.numbers is not None else _read(self.stored)
-
-    def at(self, place: int) -> AnyArray | None:
-        """Its numbers at one set of sizes."""
-        if self.numbers is not None:
-            return self.numbers[place % len(self.numbers)]
-        return None if self.stored is None else self.array()
-
-
-def _read(tensor: Any) -> AnyArray:
-    """The numbers of a stored tensor. What of a file lies in memory to be read is let go of again."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.raw is not None:
-        return np.asarray(tensor.numpy())
-    array = np.array(tensor.numpy())
-    tensor.release()
-    return array
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Computed:
-    """A large constant that follows from others, computed whenever it is read: it stands where a stored
-    tensor would. ``run`` gives its numbers."""
-
-    run: Callable[[], AnyArray]
-
-    def numpy(self) -> AnyArray:
-        """Its numbers."""
-        return self.run()
-
-
-@final
-@dataclass(frozen=True, eq=False)
 class Survey:
-    """The facts of every value of a model's main graph, by identity. ``sets`` is how many sets of sizes
-    there are: one if all sizes are known."""
+    """The facts of every value, by identity, of a model's main graph and of the bodies in ``opened``: those of each
+    node that was looked into. ``sets`` is how many sets of sizes there are: one if all sizes are known."""
 
     facts: Mapping[int, Facts]
     sets: int
+    opened: Mapping[int, tuple[Body, ...]]
 
     def of(self, value: ir.Value | None) -> Facts:
         """The facts of a value; of one that is left out, a constant without numbers."""
@@ -179,7 +112,9 @@ def survey(model: ir.Model, inputs: Sequence[ir.Value], operators: Operators) ->
     a constant. Raises InputError for tensors that no machine holds."""
     symbols = list(dict.fromkeys(_symbols(inputs)))
     if not symbols:
-        return _Walk(model, inputs, operators, ({},)).result()
+        # Sizes inside of bodies may change from run to run, whatever those of the inputs are.
+        count = 2 if any(True for node in model.graph for _ in graphs_of(node)) else 1
+        return _Walk(model, inputs, operators, ({},) * count).result()
     batch = {name for value in inputs for name in list(_symbols([value]))[:1] if _first_is_free(value)}
     attempts = []
     volumes = any(len(list(_symbols([value]))) > 3 for value in inputs)
@@ -230,6 +165,8 @@ class _Walk:
     ) -> None:
         self.model, self.operators, self.sets = model, operators, sets
         self.facts: dict[int, Facts] = {}
+        self.opened: dict[int, tuple[Body, ...]] = {}
+        self.room = _MOST_STEPS
         self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in operators.opsets.items()]
         for value in inputs:
             self.facts[id(value)] = self._declared(value)
@@ -239,12 +176,56 @@ class _Walk:
                 self.facts[id(value)] = self._stored(value)
 
     def result(self) -> Survey:
-        for node in self.model.graph:
+        self._graph(self.model.graph, 0)
+        return Survey(self.facts, len(self.sets), self.opened)
+
+    def _graph(self, graph: ir.Graph, depth: int) -> None:
+        for node in graph:
             found = self._node(node)
+            if depth < _MOST_DEPTH:
+                found = self._inside(node, found, depth)
             for value, facts in zip(node.outputs, found, strict=True):
                 _refuse_trap(value, facts)
                 self.facts[id(value)] = facts
-        return Survey(self.facts, len(self.sets))
+
+    # ---- bodies ----------------------------------------------------------------------------------
+
+    def _inside(self, node: ir.Node, found: list[Facts], depth: int) -> list[Facts]:
+        """The facts of what a node gives, where shape inference does not know them, from its bodies, of which all
+        values are looked at on the way."""
+        self.opened.pop(id(node), None)
+        bodies = bodies_of(node, self.operators.opsets.get(node.domain, 1))
+        carried, ends = [], []
+        for body in bodies:
+            inputs = [None if value is None else self.facts[id(value)] for value in node.inputs]
+            carried.append(Carried(body, formals(body, inputs, [self._declared(v) for v in body.graph.inputs])))
+            end = self._settled(carried[-1], depth)
+            if end is None:
+                return found
+            ends.append(end)
+        if not bodies:
+            return found
+        self.opened[id(node)] = bodies
+        told = results(bodies, carried, ends)
+        return [
+            facts if facts.rank is not None or inside is None or inside.rank is None else inside
+            for facts, inside in zip(found, told, strict=True)
+        ]
+
+    def _settled(self, carried: Carried, depth: int) -> list[Facts] | None:
+        """The outputs of a body with inputs that hold in every run; None if there is no room to find out."""
+        graph = carried.body.graph
+        while True:
+            self.room -= len(graph)
+            if self.room < 0:
+                return None
+            for value in graph.initializers.values():
+                self.facts[id(value)] = self._stored(value)
+            self.facts.update((id(v), facts) for v, facts in zip(graph.inputs, carried.inputs, strict=True))
+            self._graph(graph, depth + 1)
+            end = [self.facts[id(value)] for value in graph.outputs]
+            if not carried.loosen(end):
+                return end
 
     # ---- inputs and constants --------------------------------------------------------------------
 

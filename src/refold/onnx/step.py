@@ -8,8 +8,8 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
+from refold.onnx.facts import Facts
 from refold.onnx.reference import AnyArray
-from refold.onnx.sizes import Facts
 
 
 @final

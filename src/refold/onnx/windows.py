@@ -11,7 +11,7 @@ from refold.algebra import affine, geometry
 from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.graph.graph import Affine, Op, Opaque
-from refold.onnx.sizes import Facts
+from refold.onnx.facts import Facts
 from refold.onnx.step import Step
 
 UNCOUNTED_PADDING = "it leaves padded positions out of the average, so at the border it is no convolution"

@@ -109,8 +109,7 @@ class _Search:
             agreeing = self._agreeing(name) if name in self.seen else []
             if fixed or agreeing:
                 found[name] = tuple(dict.fromkeys([*fixed, *agreeing]))
-        if not self.values:
-            self._follow_wires(found)
+        self._follow_wires(found)
         # What paired operators read, argument by argument, are counterparts whether they agree or not.
         reads = [
             pair
@@ -131,7 +130,7 @@ class _Search:
             for name in dict.fromkeys(node.inputs):
                 readers.setdefault(name, []).append(node)
         for node in self.after.graph.nodes:
-            if isinstance(node.op, Opaque) or not node.inputs or node.output in found:
+            if isinstance(node.op, Opaque) or not node.inputs or node.output in found or node.output in self.seen:
                 continue
             others = [other for theirs in found.get(node.inputs[0], ()) for other in readers.get(theirs, ())]
             alike = [
@@ -149,18 +148,26 @@ class _Search:
     def _evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
         if self.why:
             return {}
-        wanted = _worth_seeing(lifted.graph)
-        try:
-            found = self.frontend.evaluate(lifted, feeds, [name for name in wanted if name not in feeds])
-        except InputError as error:
-            self.why = str(error)
-            return {}
-        return {**found, **feeds}
+        by_body: dict[str, list[str]] = {"": []}
+        for name in _worth_seeing(lifted.graph):
+            if name not in feeds:
+                by_body.setdefault(lifted.graph.values[name].body, []).append(name)
+        found = dict(feeds)
+        for body, wanted in by_body.items():
+            try:
+                found.update(self.frontend.evaluate(lifted, found, wanted))
+            except InputError as error:
+                if not body:
+                    self.why = str(error)
+                    return {}
+                # A branch that is not taken need not run on these inputs.
+        return found
 
     def _evaluate_after(self) -> Mapping[str, AnyArray]:
         if not self.values:
             return {}
-        return self._evaluate(self.after, {mine: self.values[theirs] for mine, theirs in self.pins.items()})
+        known = {mine: self.values[theirs] for mine, theirs in self.pins.items() if theirs in self.values}
+        return self._evaluate(self.after, known)
 
     def _sample(self) -> None:
         groups: dict[tuple[int, ...], list[str]] = {}
