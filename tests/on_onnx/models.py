@@ -658,6 +658,18 @@ def sizes_of_minus_one_are_not_known() -> onnx.ModelProto:
     return b.model(b.op("Relu", b.bn(b.conv(x, 3, 4), 4)))
 
 
+# ---- what once took a second fold ----------------------------------------------------------------
+
+
+@entry({"Conv": 3, "Concat": 1})
+def averages_of_what_is_joined_and_read_elsewhere() -> onnx.ModelProto:
+    b, x = start(4)
+    double = b.op("Add", x, x)
+    norm = b.bn(b.op("Mul", b.op("Neg", double), b.random(4, 1, 1)), 4)
+    means = b.op("AveragePool", b.op("Concat", norm, double, axis=1), kernel_shape=[3, 3])
+    return b.model(means, b.conv(b.op("Neg", norm), 4, 2, 1))
+
+
 # ---- every type, and weights that a caller may replace -------------------------------------------
 
 

@@ -128,6 +128,22 @@ class FormBuilder:
             start = stop
         yield tuple(found)
 
+    def seen_through(self, form: AffineForm, leaf: str, inner: AffineForm) -> AffineForm | Refusal:
+        """``form`` with ``inner``, the form of ``leaf``, in the place of that."""
+        if leaf not in form.terms:
+            return form
+        term = self._through(form.terms[leaf], inner)
+        if isinstance(term, Refusal):
+            return term
+        others = {name: other for name, other in form.terms.items() if name != leaf}
+        total = self._sum([replace(term, laws=()), AffineForm(others, form.bias)])
+        if isinstance(total, Refusal):
+            return total
+        if not np.all(np.abs(total.bias) <= self.graph.largest):
+            return Refusal(NOT_FINITE)
+        nodes = tuple(dict.fromkeys((*inner.nodes, *form.nodes)))
+        return replace(total, laws=(*inner.laws, *form.laws), nodes=nodes)
+
     def _through(self, conv: AffineConv, form: AffineForm) -> AffineForm | Refusal:
         # With several leaves each is a map of its own; the bias goes with the padding of all of them,
         # so one term carries it through the law that decides about borders.

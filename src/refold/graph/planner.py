@@ -231,10 +231,13 @@ class _Search:
     def improve(self, component: list[str]) -> None:
         """Take improving steps within one connected set of linear values until there is none.
 
-        The numbers of what is chosen are looked at last; a cut with weights that cannot be stored is
-        struck from the list, and the search starts over."""
+        What is chosen lists further cuts (see :meth:`_look_further`), with which the search goes on. The numbers
+        of what is chosen are looked at last; a cut with weights that cannot be stored is struck from the list, and
+        the search starts over."""
         while True:
             self._search(component)
+            while self._look_further(component):
+                self._search(component)
             unfit = [
                 (name, cut)
                 for name in component
@@ -319,6 +322,63 @@ class _Search:
                 return
             without[reader] = min(options, key=lambda cut: cut.cost.estimate)
         yield without
+
+    # ---- further cuts ----------------------------------------------------------------------------
+
+    def _look_further(self, component: list[str]) -> bool:
+        """List what the chosen cuts give when they are seen through what their leaves are computed from, which is
+        what planning the folded model would look at; whether there is anything new.
+
+        Lists of cuts are short, so the one that would join two choices may have been dropped from them."""
+        required = frozenset(self.graph.required)
+        computed = self._computed(tuple(name for name in component if name in required), self.chosen)
+        before = sum(len(self.cuts[name]) for name in component)
+        for name in component:
+            if name in computed:
+                node = self.graph.producer[name]
+                for parts in self._seen_further(node):
+                    self._list(name, self._cut(node, parts))
+        return sum(len(self.cuts[name]) for name in component) > before
+
+    def _list(self, name: str, cut: Cut) -> None:
+        """Add a cut, unless there is one that reads the same and is not dearer."""
+        for other in self.cuts[name]:
+            alike = (len(other.parts) > 1, other.leaves) == (len(cut.parts) > 1, cut.leaves)
+            if alike and other.cost.estimate <= cut.cost.estimate:
+                return
+        self.cuts[name].append(cut)
+
+    def _seen_further(self, node: Node) -> Iterator[Parts]:
+        chosen = self.chosen[node.output]
+        if chosen is None:
+            inputs = [self._whole(name) for name in node.inputs]
+            leaves = self._leaf_forms(node)
+            if len(leaves) == len(inputs):
+                places = [place for place, form in enumerate(inputs) if form is not None]
+                for some in [[place] for place in places] + ([places] if len(places) > 1 else []):
+                    seen = [(inputs[place] if place in some else leaf) or leaf for place, leaf in enumerate(leaves)]
+                    yield from self.builder.parts(node, [(form,) for form in seen])
+            return
+        for leaf in chosen.leaves:
+            inner = self._whole(leaf)
+            if inner is None:
+                continue
+            outer = [self.builder.seen_through(form, leaf, inner) for form in chosen.parts]
+            parts = tuple(form for form in outer if isinstance(form, AffineForm))
+            if len(parts) == len(outer):
+                yield parts
+
+    def _whole(self, name: str) -> AffineForm | None:
+        """What a linear value is as it is computed now, if that is one form."""
+        if name not in self.chosen:
+            return None
+        cut = self.chosen[name]
+        if cut is not None:
+            return cut.parts[0] if len(cut.parts) == 1 else None
+        node = self.graph.producer[name]
+        leaves = self._leaf_forms(node)
+        form = self.builder.combine(node, leaves) if len(leaves) == len(node.inputs) else None
+        return form if isinstance(form, AffineForm) else None
 
     # ---- result ----------------------------------------------------------------------------------
 
