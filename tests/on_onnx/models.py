@@ -670,6 +670,46 @@ def averages_of_what_is_joined_and_read_elsewhere() -> onnx.ModelProto:
     return b.model(means, b.conv(b.op("Neg", norm), 4, 2, 1))
 
 
+@entry({"Conv": 3, "Add": 1, "Relu": 1}, sizes=(7,))
+def branches_on_a_sum_behind_an_identity() -> onnx.ModelProto:
+    """A mixer of FastViT on the sum before it: one convolution of that sum, and not two and a sum of their own."""
+    b, x = start(4)
+    hidden = b.op("Relu", b.conv(x, 4, 8, 1))
+    # As dropouts come out of an exporter, between the convolution and its factor.
+    y = b.op("Mul", b.op("Identity", b.conv(hidden, 8, 4, 1)), b.random(4, 1, 1))
+    y = b.op("Add", x, y)
+    mixed = b.op("Add", b.bn(b.conv(y, 4, 4, 1, group=4), 4), b.bn(y, 4))
+    mixed = b.op("Add", mixed, b.bn(b.conv(y, 4, 4, 3, group=4), 4))
+    mixed = b.op("Sub", mixed, b.op("Identity", b.bn(y, 4)))
+    return b.model(b.op("Add", y, b.op("Mul", mixed, b.random(4, 1, 1))))
+
+
+# ---- what depends on a type only -----------------------------------------------------------------
+
+
+@entry({"Conv": 1, "Relu": 1})
+def biases_that_take_their_type_from_the_data() -> onnx.ModelProto:
+    """As PyTorch's exporter writes a convolution without a bias if it does not optimize."""
+    b, x = start(4)
+    w = b.random(4, 4, 3, 3)
+    channels = b.op("Expand", b.op("Slice", b.op("Shape", w), b.ints(0), b.ints(1)), b.ints(1))
+    zero = b.op("CastLike", b.op("Constant", value=numpy_helper.from_array(np.int64(0))), x)
+    y = b.op("Conv", x, w, b.op("Expand", zero, channels), pads=[1] * 4)
+    half = b.op("CastLike", b.op("Constant", value_float=0.5), y)
+    y = b.op("CastLike", b.op("Mul", b.bn(y, 4), half), b.constant(np.float32(0)))
+    return b.model(b.op("Relu", b.op("Add", y, b.conv(x, 4, 4, 1))))
+
+
+@entry({"Conv": 1, "CastLike": 2, "BatchNormalization": 1}, sizes=(7,))
+def a_cast_to_the_type_of_another_that_changes_it_stays() -> onnx.ModelProto:
+    b, x = start(4)
+    double = b.constant(np.zeros(1), dtype="float64")
+    y = b.op("CastLike", b.conv(x, 4, 4), double)
+    b.dtype = "float64"
+    y = b.bn(y, 4)
+    return b.model(b.op("CastLike", y, x))
+
+
 # ---- every type, and weights that a caller may replace -------------------------------------------
 
 

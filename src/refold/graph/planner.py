@@ -290,6 +290,9 @@ class _Search:
         for cut in self.cuts[name]:
             if cut.leaves != inputs and cut.may_be_chosen:
                 yield {name: cut}
+                anew = self._anew(cut.leaves, computed)
+                if anew:
+                    yield {name: cut, **anew}
         if name in roots:
             return
         missing = self.chosen.keys() - computed
@@ -298,6 +301,22 @@ class _Search:
             if len(readers) > 1:
                 yield from self._without(gone, readers, lambda cut: True)
                 yield from self._without(gone, readers, lambda cut: cut.leaves.isdisjoint(missing))
+
+    def _anew(self, leaves: frozenset[str], computed: set[str]) -> dict[str, Cut | None]:
+        """The choices of least flow for those of ``leaves`` which nothing needed until now, and for what they need
+        in turn: the ones that they had are of no account."""
+        changes: dict[str, Cut | None] = {}
+        waiting = list(leaves)
+        while waiting:
+            leaf = waiting.pop()
+            if leaf in changes or leaf in computed or leaf not in self.chosen:
+                continue
+            cuts = [cut for cut in self.cuts[leaf] if cut.may_be_chosen]
+            best = min(cuts, key=self._flow_of, default=None)
+            if best is not None:
+                changes[leaf] = best
+                waiting += best.leaves
+        return changes
 
     def _with_its_views(
         self, name: str, computed: set[str], state: Choice, roots: tuple[str, ...]

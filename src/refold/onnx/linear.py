@@ -245,6 +245,10 @@ def _identity(step: Step) -> Op:
     return Gain()
 
 
+def _cast_like(step: Step) -> Op:
+    return Gain() if step.dynamic == [0] else Opaque()
+
+
 def _dropout(step: Step) -> Op:
     if len([output for output in step.node.outputs if output.name]) > 1:
         return Opaque("its mask is used")
@@ -376,6 +380,7 @@ OPERATORS: Mapping[str, Entry] = {
     "AveragePool": windows.average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _identity,
+    "CastLike": _cast_like,
     "Concat": _concat,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,

@@ -9,7 +9,7 @@ if they depend on a size that is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, final
@@ -23,7 +23,7 @@ from refold.errors import InputError
 from refold.files import size_in_words
 from refold.onnx.carried import Carried, formals, results
 from refold.onnx.facts import Computed, Facts, Sizes
-from refold.onnx.reference import AnyArray, Operators, describe
+from refold.onnx.reference import FLOATS, AnyArray, Operators, describe, to_double
 from refold.onnx.subgraphs import Body, bodies_of, captured_values, graphs_of
 from refold.shown import printable
 
@@ -325,6 +325,8 @@ class _Walk:
     def _with_numbers(self, node: ir.Node, inputs: Sequence[Facts | None], outputs: list[Facts]) -> list[Facts]:
         if node.op_type == "Shape" and node.domain == "" and inputs[0] is not None:
             return [self._shape_of(node, inputs[0], outputs[0])]
+        if node.op_type == "CastLike" and node.domain == "" and inputs[0] is not None:
+            return [_cast(inputs[0], outputs[0])]
         given = [facts for facts in inputs if facts is not None]
         known = all(facts.is_constant or facts.numbers is not None for facts in given)
         deterministic = node.domain == "" and node.op_type not in _NOT_EVALUATED
@@ -401,6 +403,19 @@ class _Walk:
                 joined = joined | mask
             return [np.broadcast_to(joined, np.shape(result)) for result in results]
         return everything
+
+
+def _cast(source: Facts, output: Facts) -> Facts:
+    """What CastLike gives: its second input says a type and nothing else, so this is a constant if the first is."""
+    if not output.dtype:
+        return output
+    if {source.dtype, output.dtype} <= FLOATS or source.dtype == output.dtype:
+        return replace(source, dtype=output.dtype)
+    if source.numbers is None and (source.stored is None or prod(source.shapes[0] or ()) > _MOST_KEPT):
+        return output
+    arrays = source.numbers or (source.array(),)
+    numbers = tuple(to_double(_as(array, output.dtype)) for array in arrays)
+    return Facts(output.dtype, source.shapes, numbers, source.free, None, source.arithmetic)
 
 
 def _mask(facts: Facts) -> AnyArray:
