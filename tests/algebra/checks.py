@@ -146,6 +146,30 @@ def stack(algebra: Any, parts: Sequence[Any], channels: int, spaces: Iterable[tu
     return isinstance(whole, algebra.AffineConv)
 
 
+def reaches(algebra: Any) -> None:
+    """What combinations are said to read, without their kernels, is what their kernels read."""
+    holes = np.ones((6, 3, 1))
+    holes[1, 0] = holes[2, 2] = holes[3] = holes[5, :2] = 0.0
+    unit = (algebra.Window(),)
+    outer = algebra.convolution(holes, None, unit, 2)  # reads 6 channels
+    block = algebra.convolution(holes[:, :2], None, unit, 3)  # 6 channels from 6
+    whole = algebra.compose(outer, block)
+    other = algebra.convolution(np.eye(6)[::-1][:, :, None], None, unit)
+    for made in (
+        whole,
+        algebra.add([whole, other]),
+        algebra.select(algebra.regroup(whole, 1), [4, 0, 3]),
+        algebra.stack([whole, 2, outer], 6),
+        algebra.compose(other, whole),
+        algebra.compose(algebra.compose(other, outer), block),
+    ):
+        low, high = made.weights.reach()
+        used = np.any(algebra.regroup(made, 1).kernel != 0.0, axis=2)
+        assert [list(np.flatnonzero(row)[[0, -1]]) if row.any() else [] for row in used] == [
+            [first, last] if last >= first else [] for first, last in zip(low, high, strict=True)
+        ]
+
+
 def select(algebra: Any, a: Any, channels: Sequence[int], space: tuple[int, ...]) -> None:
     """Always folds."""
     data = x(a.channels_in, *space)

@@ -322,6 +322,22 @@ def test_convolutions_on_the_two_halves_of_the_channels_stack_to_groups() -> Non
     assert checks.stack(algebra, [conv(4, 2, ()), 1, conv(4, 3, (), 1)], 4, [()])
 
 
+def test_what_combinations_read_is_known_without_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.reaches(algebra)
+
+    def computed(*_: Any) -> Any:
+        raise AssertionError("a kernel was computed to plan with")
+
+    parts = [compose(conv(8, 4, (Window(3),), 2, seed=s), conv(8, 8, (UNIT,), 2, seed=2)) for s in range(2)]
+    monkeypatch.setattr(algebra.laws, "_composed_kernel", computed)
+    both = stack(parts, 8)  # type: ignore[arg-type]
+    assert isinstance(both, AffineConv)
+    assert both.groups == 1
+    wide = compose(conv(8, 5, (Window(3),), seed=3), both)
+    assert isinstance(wide, AffineConv)
+    assert isinstance(stack([wide, add([wide, wide.scaled(2.0)])], 8), AffineConv)  # type: ignore[list-item]
+
+
 SOME = [[0, 1], [2, 3], [0, 2], [1, 3], [3, 0], [2]]
 ALL = [[2, 2, 2], [0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 2, 2], [1, 0, 2, 3]]
 PICKS = SOME + ALL

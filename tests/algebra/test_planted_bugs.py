@@ -266,8 +266,8 @@ BUGS = {
     ),
     "refine_groups: one tap looked at": (
         "laws.py",
-        "used = np.any(conv.kernel != 0.0, axis=tuple(range(2, len(conv.weights.shape))))",
-        "used = conv.kernel.reshape(*conv.kernel.shape[:2], -1)[:, :, 0] != 0.0",
+        "= np.any(conv.kernel != 0.0, axis=tuple(range(2, conv.weights.ndim)))",
+        "= conv.kernel.reshape(*conv.kernel.shape[:2], -1)[:, :, 0] != 0.0",
     ),
     "refine_groups: a block ignored": (
         "laws.py",
@@ -286,8 +286,33 @@ BUGS = {
     ),
     "reach: a row of zeros reads everything": (
         "laws.py",
-        "np.where(used.any(axis=1), high, -1)",
-        "high",
+        "low, high = np.where(used.any(axis=1), (low, high), _nothing(conv.channels_out, conv.channels_in))",
+        "pass",
+    ),
+    "reach of a composition: only from the first channel": (
+        "laws.py",
+        "np.max(np.where(used, high[middle], -1), axis=1, initial=-1)",
+        "np.max(np.where(used, low[middle], -1), axis=1, initial=-1)",
+    ),
+    "reach of a composition: the group forgotten": (
+        "laws.py",
+        "middle = (np.arange(outer.channels_out) // per_out * per_in)[:, None]",
+        "middle = np.zeros((outer.channels_out, 1), dtype=int)",
+    ),
+    "reach of a composition: channels that are not read": (
+        "laws.py",
+        "used = _used(outer)\n",
+        "used = _used(outer)[:1]\n",
+    ),
+    "reach of a sum: that of its first term": (
+        "laws.py",
+        "return np.min(low, axis=0), np.max(high, axis=0)",
+        "return low[0], high[0]",
+    ),
+    "reach of a selection: not in its order": (
+        "laws.py",
+        "return low[index], high[index]",
+        "return low[np.sort(index)], high[np.sort(index)]",
     ),
     "batch norm: epsilon outside the root": (
         "affine.py",
@@ -375,6 +400,7 @@ def quick_grid(algebra: Any) -> None:
                 if not bias and inner in (Window(), Window(3, 1, 1, 2, 2)):
                     assert folds
             checks.add_along_an_axis(algebra, outer, inner, (4, 7))
+    checks.reaches(algebra)
     for spread in (2, 3):
         turned = [algebra.geometry.transposed(taps, spread, d, (1, 0)) for taps in (2, 3, 4) for d in (1, 2)]
         for index, outer in enumerate(turned):

@@ -26,23 +26,24 @@ class Deferred:
     """An array that is computed when it is first read.
 
     Planning looks at many more combinations than it chooses, and mostly at their shapes. Of a kernel,
-    ``reach`` may say before which channels it reads: for each output channel the first and the last one; and
-    ``most`` what no number in it exceeds in magnitude (NaN if that is not known).
+    ``reach`` may say before which channels it reads at most: for each output channel the first and the last one
+    (last before first if none); and ``most`` what no number in it exceeds in magnitude (NaN if that is not known).
     A large array is kept only while somebody holds it, and computed anew for who comes later: models may
     have more weights than memory has room for.
     """
 
-    __slots__ = ("_array", "_compute", "_most", "_seen", "reach", "shape")
+    __slots__ = ("_array", "_compute", "_most", "_reach", "_seen", "_told", "shape")
 
     def __init__(
         self,
         shape: tuple[int, ...],
         compute: Callable[[], Array],
-        reach: Reach | None = None,
+        reach: Callable[[], Reach | None] | None = None,
         most: Callable[[], float] | None = None,
     ) -> None:
         self.shape = shape
-        self.reach = reach
+        self._reach = reach
+        self._told: Reach | None = None
         self._most = most
         self._compute: Callable[[], Array] | None = compute
         self._array: Array | None = None
@@ -62,8 +63,14 @@ class Deferred:
             if array.size > _MOST_KEPT:
                 self._seen = ref(array)
             else:
-                self._array, self._compute = array, None  # lets go of what it was computed from
+                self._array, self._compute, self._reach = array, None, None  # lets go of what it was computed from
         return array
+
+    def reach(self) -> Reach | None:
+        """The first and the last channel that each output channel reads, if that was said."""
+        if self._reach is not None:
+            self._told, self._reach = self._reach(), None
+        return self._told
 
     def most(self) -> float:
         """What no number exceeds in magnitude, from what it would be computed from where that says it."""
@@ -184,7 +191,10 @@ class AffineConv:
 
     def scaled(self, factor: float) -> AffineConv:
         """``factor`` times the linear part; the bias stays."""
-        weights = Deferred(self.weights.shape, lambda: self.kernel * factor, most=lambda: self.most * abs(factor))
+        reach = self.weights.reach if isinstance(self.weights, Deferred) else None
+        weights = Deferred(
+            self.weights.shape, lambda: self.kernel * factor, reach, most=lambda: self.most * abs(factor)
+        )
         return AffineConv(weights, self.bias, self.windows, self.groups)
 
 

@@ -12,6 +12,7 @@ from functools import reduce
 from math import gcd, prod
 
 import numpy as np
+import numpy.typing as npt
 
 from refold.algebra import geometry
 from refold.algebra.affine import AffineConv, Array, Channels, Deferred, Reach
@@ -96,6 +97,7 @@ def compose(outer: AffineConv, inner: AffineConv, space: Space | None = None) ->
     kernel = Deferred(
         shape,
         lambda: _composed_kernel(outer, inner, tuple(windows), groups),
+        reach=lambda: _composed_reach(outer, inner),
         most=lambda: outer.weights.shape[1] * outer.taps * outer.most * inner.most,
     )
     carried = _apply_to_constant(outer, inner.bias) if np.any(inner.bias) else 0.0
@@ -127,7 +129,12 @@ def add(terms: Sequence[AffineConv], space: Space | None = None) -> AffineConv |
         return kernel
 
     bias = np.sum([term.bias for term in terms], axis=0)
-    kernel = Deferred(shape, total, most=lambda: sum(term.most for term in terms))
+
+    def reach() -> Reach:
+        low, high = zip(*map(_reach, terms), strict=True)
+        return np.min(low, axis=0), np.max(high, axis=0)
+
+    kernel = Deferred(shape, total, reach, most=lambda: sum(term.most for term in terms))
     return AffineConv(kernel, bias, windows, groups)
 
 
@@ -145,7 +152,7 @@ def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | No
     total = sum(part if isinstance(part, int) else part.channels_out for part in parts)
     if total * channels_in * prod(taps) > MOST_WEIGHTS:
         return Refusal("the combined kernel would not fit in memory")
-    reach = [(np.zeros(part), np.full(part, -1)) if isinstance(part, int) else _reach(part) for part in parts]
+    reach = [_nothing(part, channels_in) if isinstance(part, int) else _reach(part) for part in parts]
     low, high = (np.concatenate(ends) for ends in zip(*reach, strict=True))
     groups = _finest(low, high, total, channels_in)
 
@@ -160,7 +167,7 @@ def stack(parts: Sequence[AffineConv | int], channels_in: int, space: Space | No
         return _diagonal(whole, groups)
 
     bias = np.concatenate([np.zeros(part) if isinstance(part, int) else part.bias for part in parts])
-    weights = Deferred((total, channels_in // groups, *taps), kernel, reach=(low, high) if groups == 1 else None)
+    weights = Deferred((total, channels_in // groups, *taps), kernel, reach=lambda: (low, high))
     return AffineConv(weights, bias, windows, groups)
 
 
@@ -174,7 +181,9 @@ def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
     )
     if same_share and kept:
         shape = (index.size, *inner.weights.shape[1:])
-        picked = Deferred(shape, lambda: inner.kernel[index], most=lambda: inner.most)
+        picked = Deferred(
+            shape, lambda: inner.kernel[index], lambda: _picked_reach(inner, index), lambda: inner.most
+        )
         return AffineConv(picked, inner.bias[index], inner.windows, inner.groups)
     dense = regroup(inner, 1)
     return refine_groups(AffineConv(dense.kernel[index], dense.bias[index], dense.windows))
@@ -205,16 +214,51 @@ def refine_groups(conv: AffineConv) -> AffineConv:
 
 def _reach(conv: AffineConv) -> Reach:
     """The first and the last input channel that each output channel reads; last before first if none."""
-    if isinstance(conv.weights, Deferred) and conv.weights.reach is not None:
-        return conv.weights.reach
+    told = conv.weights.reach() if isinstance(conv.weights, Deferred) else None
+    if told is not None:
+        return told
     per_out, per_in = conv.channels_out // conv.groups, conv.weights.shape[1]
     first = np.arange(conv.channels_out) // per_out * per_in
     if per_in == 1:
         return first, first
-    used = np.any(conv.kernel != 0.0, axis=tuple(range(2, len(conv.weights.shape))))
+    used = _used(conv)
     low = first + np.argmax(used, axis=1)
     high = first + per_in - 1 - np.argmax(used[:, ::-1], axis=1)
-    return low, np.where(used.any(axis=1), high, -1)
+    low, high = np.where(used.any(axis=1), (low, high), _nothing(conv.channels_out, conv.channels_in))
+    return low, high
+
+
+def _nothing(channels: int, channels_in: int) -> Reach:
+    """The reach of output channels that read nothing."""
+    return np.full(channels, channels_in), np.full(channels, -1)
+
+
+def _used(conv: AffineConv) -> npt.NDArray[np.bool_]:
+    """Which input channels of its group each output channel reads at some tap."""
+    used: npt.NDArray[np.bool_] = np.any(conv.kernel != 0.0, axis=tuple(range(2, conv.weights.ndim)))
+    return used
+
+
+def _composed_reach(outer: AffineConv, inner: AffineConv) -> Reach:
+    """What ``outer`` after ``inner`` reads: for each output channel, what those read that it reads."""
+    low, high = _reach(inner)
+    per_out, per_in = outer.channels_out // outer.groups, outer.weights.shape[1]
+    middle = (np.arange(outer.channels_out) // per_out * per_in)[:, None] + np.arange(per_in)
+    told = outer.weights.reach() if isinstance(outer.weights, Deferred) else None
+    if told is None:
+        used = _used(outer)
+    else:
+        used = (middle >= told[0][:, None]) & (middle <= told[1][:, None])
+    used = used & (high >= low)[middle]
+    return (
+        np.min(np.where(used, low[middle], inner.channels_in), axis=1, initial=inner.channels_in),
+        np.max(np.where(used, high[middle], -1), axis=1, initial=-1),
+    )
+
+
+def _picked_reach(conv: AffineConv, index: Channels) -> Reach:
+    low, high = _reach(conv)
+    return low[index], high[index]
 
 
 def _finest(low: Channels, high: Channels, channels_out: int, channels_in: int, least: int = 1) -> int:
