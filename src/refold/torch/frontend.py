@@ -24,9 +24,10 @@ from refold.recording.symbols import leaves
 from refold.recording.twice import BoundError
 from refold.torch import checks, examples, execute, express, inside, wrappers
 from refold.torch.examples import to_numpy
+from refold.torch.hollow import Hollow
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
-from refold.torch.record import Record, record_twice
+from refold.torch.record import Made, Record, record_twice
 from refold.torch.trace import Step, dtype_name
 
 
@@ -212,13 +213,14 @@ def _recorded(
     error: UntraceableError | None = None
     bound = False
     failed: list[examples.Attempt] = []
+    made: Made = {}
     for attempt in examples.attempts(specs):
         change, pair = attempt
         if change and bound:
             continue
         feeds = [examples.feeds(specs, which, change, pair) for which in (0, 1)]
         try:
-            record = record_twice(model, feeds, names, strict=bool(change), bound=bound, prefix=prefix)
+            record = record_twice(model, feeds, names, strict=bool(change), bound=bound, prefix=prefix, made=made)
             return record, tuple(failed), inside.find(model, record, specs, prefix, _lifted)
         except UntraceableError as found:
             error, bound = found, bound or isinstance(found, BoundError)
@@ -241,7 +243,7 @@ def _recorded(
 def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
     """Whether a model runs at certain sizes."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Hollow():
             model.forward(*examples.feeds(specs, 1, *attempt))
     except Exception:  # whatever torch raises on sizes that do not fit
         return False

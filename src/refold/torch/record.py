@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 from typing import Any, final
 
@@ -12,7 +13,9 @@ import torch
 from refold.recording import record as recording
 from refold.recording import twice
 from refold.recording.sizes import Size, formula_of, sizes_in
-from refold.recording.symbols import Constant, Symbol, mapped, symbols
+from refold.recording.steps import UntraceableError
+from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
+from refold.recording.twice import BoundError
 from refold.torch.perform import perform
 from refold.torch.trace import Step, Trace, first_line, record, untouched
 
@@ -38,6 +41,10 @@ class Record(recording.Record[Step]):
     parted: frozenset[int] = frozenset()
 
 
+# Recordings that were made already, by what they were made of: several attempts may share one.
+Made = dict[Any, Trace]
+
+
 def record_twice(
     model: Any,
     feeds: Sequence[tuple[Any, ...]],
@@ -47,21 +54,36 @@ def record_twice(
     bound: bool = False,
     whole: Mapping[int, str] = MappingProxyType({}),
     prefix: str = "",
+    made: Made | None = None,
 ) -> Record:
     """Two recordings that agree. ``feeds`` are the two sets of arguments; ``whole`` and ``prefix`` are as for
     :func:`refold.torch.trace.record`. Raises UntraceableError; with ``strict`` BoundError where the recordings
-    differ, else the module in which they do is taken whole.
+    differ, else the module in which they do is taken whole. ``made`` keeps recordings of this model for others of
+    its attempts, whose first arguments are the same.
     """
-    first, second = twice.two_that_agree(
-        lambda which, whole: record(model, feeds[which], names, whole, prefix),
-        model,
-        _kind,
-        _same_tensor,
-        strict=strict,
-        whole=whole,
-    )
+    made = {} if made is None else made
+    sizes = [[tuple(leaf.shape) for leaf in leaves(args) if isinstance(leaf, torch.Tensor)] for args in feeds]
+    larger = int(sum(map(prod, sizes[1])) >= sum(map(prod, sizes[0])))
+
+    def two(*, strict: bool, hollow: bool) -> tuple[Trace, Trace]:
+        def one(which: int, whole: Mapping[int, str]) -> Trace:
+            is_hollow = hollow and which == larger and not whole
+            key = which, str(sizes[which]), tuple(whole.items()), is_hollow
+            if key not in made:
+                made[key] = record(model, feeds[which], names, whole, prefix, is_hollow=is_hollow)
+            return made[key]
+
+        return twice.two_that_agree(one, model, _kind, _same_tensor, strict=strict, whole=whole)
+
+    try:
+        # The numbers of the larger one are not needed if the two agree.
+        first, second = two(strict=True, hollow=True)
+    except UntraceableError as error:
+        if strict and not isinstance(error, BoundError):
+            raise
+        first, second = two(strict=strict, hollow=False)
     with untouched(model):
-        twice.check(first, second, _again, are_close, first_line)
+        twice.check(*((first, second) if larger == 0 else (second, first)), _again, are_close, first_line)
     known, owners, shapes = _tables(first, second)
     _make_constant(first, second, shapes)
     return Record(first, second, known, owners, shapes, bound=bound, prefix=prefix)

@@ -22,7 +22,7 @@ from refold.recording import steps
 from refold.recording.sizes import Size
 from refold.recording.steps import CannotFollowError, RetryError, Scope, UntraceableError
 from refold.recording.symbols import Constant, Symbol, leaves, mapped, symbols
-from refold.torch import functions
+from refold.torch import functions, hollow
 
 Module = torch.nn.Module
 Tensor = torch.Tensor
@@ -49,21 +49,31 @@ class Step(steps.Step):
 Trace = steps.Trace[Step]
 
 
-def record(model: Any, args: tuple[Any, ...], names: Any, whole: Mapping[int, str], prefix: str = "") -> Trace:
+def record(
+    model: Any,
+    args: tuple[Any, ...],
+    names: Any,
+    whole: Mapping[int, str],
+    prefix: str = "",
+    *,
+    is_hollow: bool = False,
+) -> Trace:
     """Run ``model`` on the tensors in ``args`` and write down what happens.
 
     ``names`` is the nest of the inputs' names; ``prefix`` goes in front of all names. ``whole`` says of which
-    modules (by identity) no more than that they were called is to be recorded, and why. Raises
+    modules (by identity) no more than that they were called is to be recorded, and why. ``is_hollow`` leaves out
+    what takes long (see :mod:`refold.torch.hollow`), where no module is taken whole. Raises
     :class:`UntraceableError`; the model's buffers are afterwards what they were before.
     """
-    recorder = _Recorder(model, dict(whole), prefix)
+    recorder = _Recorder(model, dict(whole), prefix, is_hollow=is_hollow)
     return recorder.run(args, names)
 
 
 @final
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: Any, whole: dict[int, str], prefix: str) -> None:
+    def __init__(self, model: Any, whole: dict[int, str], prefix: str, *, is_hollow: bool) -> None:
         super().__init__()
+        self.is_hollow = is_hollow
         self.model = model
         self.prefix = prefix
         self.whole = whole
@@ -172,7 +182,8 @@ class _Recorder(TorchFunctionMode):
         versions = [tensor._version for tensor in tensors]
         before = {id(t): t for t in tensors}
         copies = self.copies(func, tensors)
-        result = func(*args, **kwargs)
+        followed = self.is_hollow and any(id(tensor) in self.symbols for tensor in tensors)
+        result = hollow.call(func, args, kwargs) if followed else func(*args, **kwargs)
         written = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
         if written:
             self.write(func, given, written, copies)
@@ -288,6 +299,9 @@ class _Recorder(TorchFunctionMode):
         return outputs
 
     def whole_module(self, original: Any, scope: Scope, args: Any, kwargs: Any, reason: str) -> Any:
+        if self.is_hollow:  # its code may go by numbers
+            self.whole.setdefault(id(scope.module), reason)
+            raise RetryError(self.whole)
         tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = [tensor._version for tensor in tensors]
         self.listening = False
