@@ -16,6 +16,7 @@ from refold.onnx import stepwise
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray
 from refold.onnx.session import Session
+from refold.shown import printable
 
 # A protobuf holds 2 GiB; beyond, weights go beside it.
 _MOST_INLINE = 2**31 - 2**24
@@ -33,6 +34,8 @@ def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -
     feeds = {}
     for name, value, array in zip(names, record.inputs, inputs, strict=True):
         dtype = record.survey.of(value).dtype
+        if not dtype:
+            raise CannotRunError(f"the model is not run: its input '{printable(name)}' has no type, or is text")
         feeds[name] = np.asarray(array).astype(np.dtype(dtype) if dtype != "bfloat16" else array.dtype)
     try:
         if not optimized and _stored_bytes(record.model) > _MOST_AT_ONCE:

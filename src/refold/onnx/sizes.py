@@ -167,6 +167,7 @@ class _Walk:
         self.facts: dict[int, Facts] = {}
         self.opened: dict[int, tuple[Body, ...]] = {}
         self.room = _MOST_STEPS
+        self.largest = 0  # the most numbers of a stored tensor
         self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in operators.opsets.items()]
         for value in inputs:
             self.facts[id(value)] = self._declared(value)
@@ -247,7 +248,11 @@ class _Walk:
         tensor = value.const_value
         if tensor is None:
             return self._declared(value)
+        return self._tensor(tensor)
+
+    def _tensor(self, tensor: Any) -> Facts:
         shape = tuple(int(size) for size in tensor.shape.numpy())
+        self.largest = max(self.largest, prod(shape))
         return Facts(_type_name(tensor.dtype), (shape,) * len(self.sets), stored=tensor)
 
     # ---- nodes -----------------------------------------------------------------------------------
@@ -318,8 +323,7 @@ class _Walk:
             else:
                 kind = np.float32 if "float" in name else np.int64
                 tensor = ir.Tensor(np.asarray(attribute.value, dtype=kind))
-            shape = tuple(int(size) for size in tensor.shape.numpy())
-            return Facts(_type_name(tensor.dtype), (shape,) * len(self.sets), stored=tensor)
+            return self._tensor(tensor)
         return self._declared(node.outputs[0])
 
     def _with_numbers(self, node: ir.Node, inputs: Sequence[Facts | None], outputs: list[Facts]) -> list[Facts]:
@@ -333,7 +337,8 @@ class _Walk:
         if not known or not deterministic or any(True for _ in graphs_of(node)):
             return outputs
         constant = all(facts.is_constant for facts in given)
-        most = _MOST_CONSTANT if constant else _MOST_SIZED
+        # A model with large weights may compute such, but little does not become much.
+        most = min(max(_MOST_SIZED, 4 * self.largest), _MOST_CONSTANT) if constant else _MOST_SIZED
         sizes = [shape for facts in outputs for shape in facts.shapes]
         if any(shape is None or prod(shape) > most for shape in sizes):
             return outputs
