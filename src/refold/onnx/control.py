@@ -15,23 +15,38 @@ from refold.onnx.subgraphs import Body
 from refold.shown import printable
 
 # Runs of bodies in one computation, all counted, and bytes of what they stack: a file may claim any number.
-MOST_RUNS = 2**14
+MOST_RUNS = 2**12
 MOST_STACKED = 2**30
+
+
+class TooMuchError(InputError):
+    """A file asks for more runs of a body, or for more of what they give, than anybody computes."""
 
 
 @final
 @dataclass(eq=False)
 class Runner:
     """``body`` gives the outputs of a body from its inputs, ``empty`` an array without entries for an output that
-    no run gave. Raises InputError where the runs or what they give become too many."""
+    no run gave. Raises TooMuchError where the runs or what they give become too many."""
 
     body: Callable[[Body, Sequence[Any]], list[Any]]
     empty: Callable[[ir.Value], AnyArray]
+    endless: dict[int, str]  # what was said of nodes that ran too often, by identity: nobody waits for it twice
     runs: int = 0
     stacked: int = 0
 
     def perform(self, bodies: Sequence[Body], inputs: Sequence[Any]) -> list[Any]:
         """The outputs of the node that runs ``bodies``."""
+        owner = id(bodies[0].owner)
+        if owner in self.endless:
+            raise TooMuchError(self.endless[owner])
+        try:
+            return self._performed(bodies, inputs)
+        except TooMuchError as error:
+            self.endless[owner] = str(error)
+            raise
+
+    def _performed(self, bodies: Sequence[Body], inputs: Sequence[Any]) -> list[Any]:
         match bodies[0].owner.op_type:
             case "If":
                 return self._run(bodies[0] if _truth(inputs[0]) else bodies[1], ())
@@ -44,7 +59,7 @@ class Runner:
         self.runs += 1
         if self.runs > MOST_RUNS:
             name = printable(describe(body.owner))
-            raise InputError(f"'{name}' runs its body more than {MOST_RUNS:,} times; that is not computed")
+            raise TooMuchError(f"'{name}' runs its body more than {MOST_RUNS:,} times; that is not computed")
         return self.body(body, inputs)
 
     def _loop(self, body: Body, most: Any, condition: Any, states: list[Any]) -> list[Any]:
@@ -57,7 +72,7 @@ class Runner:
             first = np.full(shapes[0], run, dtype=np.int64), np.full(shapes[1], True)
             given = self._run(body, (*first, *states))
             going, states = _truth(given[0]), given[1 : 1 + len(states)]
-            self._stack(body, stacks, given[1 + len(states) :])
+            self._stack(body, states, stacks, given[1 + len(states) :])
             run += 1
         ends = body.graph.outputs[1 + len(states) :]
         return [*states, *(self._stacked(e, stack, 0, False) for e, stack in zip(ends, stacks, strict=True))]
@@ -81,17 +96,18 @@ class Runner:
         for slices in zip(*rows, strict=True):
             given = self._run(body, (*states, *slices))
             states = given[: len(states)]
-            self._stack(body, stacks, given[len(states) :])
+            self._stack(body, states, stacks, given[len(states) :])
         outputs = zip(ends, stacks, axes_out, turned_out, strict=True)
         return [*states, *(self._stacked(e, stack, axis, bool(back)) for e, stack, axis, back in outputs)]
 
-    def _stack(self, body: Body, stacks: Sequence[list[Any]], given: Sequence[Any]) -> None:
+    def _stack(self, body: Body, states: Sequence[Any], stacks: Sequence[list[Any]], given: Sequence[Any]) -> None:
         for stack, array in zip(stacks, given, strict=True):
             stack.append(array)
             self.stacked += array.nbytes if isinstance(array, np.ndarray) else 0
-        if self.stacked > MOST_STACKED:
+        carried = sum(array.nbytes for array in states if isinstance(array, np.ndarray))
+        if self.stacked + carried > MOST_STACKED:
             name = printable(describe(body.owner))
-            raise InputError(f"'{name}' gives more than {MOST_STACKED >> 30} GiB; that is not computed")
+            raise TooMuchError(f"'{name}' gives more than {MOST_STACKED >> 30} GiB; that is not computed")
 
     def _stacked(self, end: ir.Value, stack: list[Any], axis: int, backwards: bool) -> AnyArray:
         if not stack:

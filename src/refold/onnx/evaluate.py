@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from refold.errors import InputError
 from refold.onnx import control
+from refold.onnx.functions import loops
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray, describe, to_double
 from refold.onnx.session import Session
@@ -173,7 +174,9 @@ class _Run:
 
     def __init__(self, session: Session, feeds: Mapping[str, AnyArray]) -> None:
         self.session, self.record, self.feeds = session, session.record, feeds
-        self.runner = control.Runner(lambda body, inputs: self._outputs(self.frame, body, inputs), self._empty)
+        self.runner = control.Runner(
+            lambda body, inputs: self._outputs(self.frame, body, inputs), self._empty, session.endless
+        )
         self.frames: dict[int, _Frame] = {}
         for scope in self.record.scopes:
             self.frames[id(scope)] = _Frame(parent=None if scope.parent is None else self.frames[id(scope.parent)])
@@ -223,6 +226,8 @@ class _Run:
             return self.runner.perform(bodies, arrays)
         if node.op_type in ("Loop", "Scan") and node.domain in ("", "ai.onnx"):
             raise InputError(f"'{printable(describe(node))}' is not as its operator says")
+        if loops(self.record.model, node):
+            raise InputError(f"'{printable(describe(node))}' calls a function with loops; that is not followed")
         captured = {str(value.name): self._read(value) for value in self.session.captured(node)}
         return self.record.operators.run(node, arrays, captured)
 

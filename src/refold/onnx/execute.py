@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from refold.errors import CannotRunError, InputError
-from refold.onnx import stepwise
+from refold.onnx import bounds, stepwise
 from refold.onnx.lift import Record
 from refold.onnx.reference import AnyArray
 from refold.onnx.session import Session
@@ -37,6 +37,8 @@ def run(session: Session, inputs: Sequence[AnyArray], optimized: bool = False) -
         if not dtype:
             raise CannotRunError(f"the model is not run: its input '{printable(name)}' has no type, or is text")
         feeds[name] = np.asarray(array).astype(np.dtype(dtype) if dtype != "bfloat16" else array.dtype)
+    if not optimized:
+        bounds.check(session, feeds)
     try:
         if not optimized and _stored_bytes(record.model) > _MOST_AT_ONCE:
             return stepwise.run(record.model, feeds, outputs)
@@ -57,7 +59,8 @@ def stored(tensor: Any) -> AnyArray:
 
 
 def _stored_bytes(model: ir.Model) -> int:
-    return sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value))
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for value in values if (tensor := value.const_value))
 
 
 def _runtime(model: ir.Model, optimized: bool) -> Any:
@@ -78,14 +81,15 @@ def _runtime(model: ir.Model, optimized: bool) -> Any:
 
 def _inline(model: ir.Model) -> ir.Model:
     """The model with the numbers that lie in other files in it."""
-    values = list(model.graph.initializers.values())
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
     if not any(isinstance(value.const_value, ir.ExternalTensor) for value in values):
         return model
     copied = model.clone()
-    for value in copied.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+    for graph in copied.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
     return copied
 
 

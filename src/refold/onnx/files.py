@@ -59,14 +59,16 @@ def load(path: Path) -> ir.Model:
         _check_texts(proto)
     except UnicodeDecodeError as error:
         raise InputError(f"{shown}: this is a damaged ONNX model (a name or a setting in it is no text)") from error
-    places: dict[str, tuple[str, str]] = {}
+    places: dict[tuple[str, str], tuple[str, str]] = {}
     for tensor, is_initializer in _tensors(proto.graph, proto.functions):
         _check_size(shown, tensor, length)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             if not is_initializer:
                 raise InputError(f"{shown}: a constant inside the graph points to another file; that is not read")
-            places[tensor.name] = _check_external(shown, path, tensor)
-    _check_model(shown, proto, places)
+            folder, name = _check_external(shown, path, tensor)
+            location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+            places[tensor.name, location] = folder, name
+    _check_model(shown, proto, bool(places))
     try:
         with _without_remarks():
             model = ir.from_proto(proto)
@@ -77,7 +79,7 @@ def load(path: Path) -> ir.Model:
             stored = value.const_value
             if isinstance(stored, ir.ExternalTensor):
                 model.meta[_BESIDE] = True
-                folder, name = places[str(value.name)]
+                folder, name = places[str(value.name), str(stored.location)]
                 value.const_value = ir.ExternalTensor(
                     name,
                     stored.offset,
@@ -271,7 +273,7 @@ def _check_external(shown: str, path: Path, tensor: onnx.TensorProto) -> tuple[s
     return os.path.dirname(file), os.path.basename(file)
 
 
-def _check_model(shown: str, proto: onnx.ModelProto, external: Mapping[str, Any]) -> None:
+def _check_model(shown: str, proto: onnx.ModelProto, external: bool) -> None:
     """Refuse what is against ONNX's rules: cycles, values that nobody gives or two do, unknown operators...
 
     Weights in other files stand as inputs here, for the checker would look for the files.
@@ -281,7 +283,7 @@ def _check_model(shown: str, proto: onnx.ModelProto, external: Mapping[str, Any]
     if external or unsized:
         checked = onnx.ModelProto()
         checked.CopyFrom(proto)
-        _without_files(checked.graph, external)
+        _without_files(checked.graph)
         for value in (*checked.graph.input, *checked.graph.output):
             if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
                 value.type.tensor_type.shape.SetInParent()
@@ -291,21 +293,27 @@ def _check_model(shown: str, proto: onnx.ModelProto, external: Mapping[str, Any]
         raise InputError(f"{shown}: this is no valid ONNX model ({_line(error)})") from error
 
 
-def _without_files(graph: onnx.GraphProto, external: Mapping[str, Any]) -> None:
+def _without_files(graph: onnx.GraphProto) -> None:
+    """Weights in other files, those of inner graphs too, become inputs of the whole."""
     listed = {value.name for value in graph.input}
-    kept = []
-    for tensor in graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            kept.append(tensor)
-        elif tensor.name not in listed:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    copies = []
-    for tensor in kept:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
-        copies.append(copy)
-    del graph.initializer[:]
-    graph.initializer.extend(copies)
+    waiting = [graph]
+    while waiting:
+        inner = waiting.pop()
+        kept = []
+        for tensor in inner.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(tensor)
+                kept.append(copy)
+            elif tensor.name not in listed:
+                listed.add(tensor.name)
+                info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                graph.input.append(info)
+        del inner.initializer[:]
+        inner.initializer.extend(kept)
+        for attribute in (attribute for node in inner.node for attribute in node.attribute):
+            waiting += [attribute.g] if attribute.HasField("g") else []
+            waiting += attribute.graphs
 
 
 def _line(error: BaseException) -> str:

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-# Operators for whose sake a function is looked into.
-_KERNELS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+from refold.onnx.subgraphs import graphs_of
+
+# Operators for whose sake a function is looked into: those that fold, and those that may run for ever, which is
+# seen only where they are not hidden.
+_KERNELS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "Loop", "MatMul"})
 
 # Functions that call functions may stand for far more nodes than a file has: beyond these numbers all stay calls.
 _MOST_FUNCTIONS = 1_000
@@ -54,6 +57,26 @@ def _wanted(model: ir.Model) -> frozenset[ir.OperatorIdentifier]:
     if sum(sizes[call] for call in _calls(model.graph, functions)) > _MOST_NODES:
         return frozenset()
     return frozenset(key for key in kernels if _same_versions(functions[key], model))
+
+
+def loops(model: ir.Model, call: ir.Node) -> bool:
+    """Whether a function that is called, or a graph inside of a node, holds a loop, or calls what does."""
+    waiting, seen = [call.op_identifier()], set()
+    for graph in graphs_of(call):
+        nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+        if any(node.op_type == "Loop" for node in nodes):
+            return True
+        waiting += [node.op_identifier() for node in nodes]
+    while waiting:
+        key = waiting.pop()
+        if key not in model.functions or key in seen:
+            continue
+        seen.add(key)
+        inside = list(ir.traversal.RecursiveGraphIterator(model.functions[key]))
+        if any(node.op_type == "Loop" for node in inside):
+            return True
+        waiting += [node.op_identifier() for node in inside]
+    return False
 
 
 def _calls(

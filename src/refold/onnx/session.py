@@ -50,6 +50,8 @@ class Session:
     gives_proto: bool
     constants: Recent = field(default_factory=lambda: Recent())
     runtimes: dict[bool, Any] = field(default_factory=dict)  # by whether it may optimize the graph
+    is_bounded: bool | None = None  # whether loops are known to end soon; None: nobody has looked
+    endless: dict[int, str] = field(default_factory=dict)  # see :class:`refold.onnx.control.Runner`
     lists: dict[int, tuple[ir.Node, ...]] = field(default_factory=dict)
 
     def is_constant(self, value: ir.Value) -> bool:

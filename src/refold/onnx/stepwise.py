@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import helper
 
-from refold.onnx.subgraphs import captured_values
+from refold.onnx.subgraphs import captured_values, graphs_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -69,7 +69,7 @@ def _one(
     import onnxruntime
 
     graph = helper.make_graph(
-        [ir.to_proto(node)],
+        [_with_numbers(node)],
         "one_operator",
         [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
@@ -86,3 +86,23 @@ def _one(
     )
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options(), providers=["CPUExecutionProvider"])
     return [np.asarray(result) for result in session.run(list(names), dict(given))]
+
+
+def _with_numbers(node: ir.Node) -> Any:
+    """A node, with the numbers of its bodies' weights that lie in other files in it."""
+    proto = ir.to_proto(node)
+    _bring(node, proto)
+    return proto
+
+
+def _bring(node: ir.Node, proto: Any) -> None:
+    inner = [graph for a in proto.attribute for graph in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+    for graph, copied in zip(graphs_of(node), inner, strict=True):
+        for tensor in copied.initializer:
+            stored = graph.initializers[tensor.name].const_value
+            if isinstance(stored, ir.ExternalTensor):
+                numbers = ir.Tensor(np.array(stored.numpy()), dtype=stored.dtype, name=tensor.name)
+                tensor.CopyFrom(ir.to_proto(numbers))
+                stored.release()
+        for one, two in zip(graph, copied.node, strict=True):
+            _bring(one, two)
