@@ -452,6 +452,45 @@ def train_time_block_as_paddle_writes_it() -> onnx.ModelProto:
     return b.model(b.op("Relu", b.op("Identity", scaled)))
 
 
+@entry({"Transpose": 2, "Conv": 1, "Relu": 1}, sizes=(7,))
+def train_time_block_of_flax_as_jax2onnx_writes_it() -> onnx.ModelProto:
+    b = Builder(opset=21, ir_version=10)
+    x = b.op("Transpose", b.input("N", "H", "W", 4), perm=[0, 3, 1, 2])
+
+    def norm(y: str) -> str:
+        return str(b.op("Transpose", b.bn(y, 4, momentum=0.99), perm=[0, 2, 3, 1]))
+
+    convs = [b.conv(x, 4, 4, k, bias=False, auto_pad="SAME_UPPER") for k in (3, 1)]
+    y = b.op("Add", norm(convs[0]), norm(convs[1]))
+    return b.model(b.op("Relu", b.op("Add", y, norm(x))))
+
+
+@entry({"Transpose": 2, "Conv": 1, "Relu": 1}, sizes=(7,))
+def train_time_block_of_keras_on_jax_as_jax2onnx_writes_it() -> onnx.ModelProto:
+    """Kernels are turned around in the graph, and batch norms are arithmetic on reshaped constants."""
+    b = Builder(opset=21, ir_version=10)
+    x = b.input("N", "H", "W", 4)
+    turned = b.op("Transpose", x, perm=[0, 3, 1, 2])
+
+    def conv(k: int) -> str:
+        w = b.op("Transpose", b.random(k, k, 4, 4), perm=[3, 2, 0, 1])
+        y = b.op("Conv", turned, w, pads=[k // 2] * 4, strides=[1, 1], dilations=[1, 1])
+        return str(b.op("Transpose", y, perm=[0, 2, 3, 1]))
+
+    def reshaped(array: Any) -> str:
+        return str(b.op("Reshape", b.constant(array), b.ints(1, 1, 1, 4), allowzero=0))
+
+    def norm(y: str) -> str:
+        root = b.op("Sqrt", b.op("Add", reshaped(b.rng.uniform(0.3, 2.0, 4)), b.constant(np.float32(1e-3))))
+        gain = b.op("Mul", b.op("Div", b.constant(np.float32(1)), root), reshaped(b.rng.uniform(0.5, 2.0, 4)))
+        shift = b.op("Mul", b.op("Neg", reshaped(b.rng.normal(size=4))), gain)
+        shift = b.op("Add", shift, reshaped(b.rng.normal(size=4)))
+        return str(b.op("Add", b.op("Mul", y, gain), shift))
+
+    y = b.op("Add", norm(conv(3)), norm(conv(1)))
+    return b.model(b.op("Relu", b.op("Add", y, norm(x))))
+
+
 # ---- what runtimes put together again ------------------------------------------------------------
 
 
