@@ -271,3 +271,24 @@ def test_chance_is_refused_and_not_taken_for_the_same() -> None:
     model = looking(lambda s, x: s.conv(x) + torch.rand_like(x), conv=conv_bn(4, 4))
     with pytest.raises(refold.InputError, match="looks at the values of a tensor"):
         refold.fold(model, IMAGE)
+
+
+def test_what_siblings_would_fold_to_stays_with_the_reason() -> None:
+    """On another way through the code, the batch norm may read something else."""
+
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)
+        y = s.bn(y) if y.mean() < 9 else y
+        return s.last(F.relu(y)) + s.side(x)
+
+    model = made(
+        forward, conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4), last=conv_bn(4, 4), side=nn.Conv2d(4, 4, 1)
+    )
+    plain, plan = refold.fold(model, IMAGE), refold.inspect(model, IMAGE)
+    assert (convolutions(plain), norms(plain)) == (3, 1)
+    assert plan.notes == (
+        "'bn' is not folded into 'conv', whose result it reads: code that was not followed calls both, and may use "
+        "them otherwise for other numbers; in one module (nn.Sequential) they fold",
+    )
+    for x in (IMAGE, IMAGE + 100):
+        assert error(model, plain, x) < 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 import refold
 from refold.blocks import Identity, Scale, Sum, convolution
-from refold.torch import ExpressionBlock, RepVGGBlock, initialize_from_data, weight_normalization
+from refold.torch import ExpressionBlock, RepVGGBlock, initialize_from_data, weight_normalization, wrappers
 
 PROCESSES, STEPS = 2, 3
 
@@ -71,11 +72,24 @@ def one_process(rank: int, folder: str) -> None:
             torch.save(found, f"{folder}/{way}.pt")
     model = torch.distributed.fsdp.fully_shard(network(), mesh=mesh()).eval()
     dist.barrier()
+    said = [waited_for_in_vain(rank, model, dist.FileStore(f"{folder}/news", PROCESSES))]
     dist.destroy_process_group()
     with pytest.raises(refold.InputError) as caught:
         refold.fold(model, batch()[0])
     if rank == 0:
-        torch.save({"sentence": str(caught.value)}, f"{folder}/alone.pt")
+        torch.save({"sentences": [*said, str(caught.value)]}, f"{folder}/alone.pt")
+
+
+def waited_for_in_vain(rank: int, model: Any, store: Any) -> str:
+    """What the first process is told if it looks into a model alone; the other one waits until it was."""
+    if rank > 0:
+        store.wait(["said"])
+        return ""
+    wrappers.PATIENCE = timedelta(seconds=1)
+    with pytest.raises(refold.InputError) as caught:
+        refold.inspect(model, batch()[0])
+    store.set("said", "yes")
+    return str(caught.value)
 
 
 def mesh() -> Any:
@@ -245,7 +259,9 @@ def test_half_precision_of_fsdp_is_not_in_the_weights(alone: Any) -> None:
 
 
 def test_weights_that_cannot_be_gathered_are_refused(found: Any) -> None:
-    assert "in pieces on several processes and cannot be gathered" in found("alone")["sentence"]
+    assert "in pieces on several processes and cannot be gathered" in found("alone")["sentences"][1]
+    said = found("alone")["sentences"][0]
+    assert "of which not all came to gather them within 1 seconds: let every one of them make this call" in said
 
 
 @pytest.mark.filterwarnings("ignore:FSDP is switching")

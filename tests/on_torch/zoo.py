@@ -741,3 +741,81 @@ def transposed_along_one_axis() -> Any:
 @entry(1, shape=(2, 4, 4, 3, 5))
 def transposed_along_three_axes() -> Any:
     return randomize(nn.Sequential(nn.ConvTranspose3d(4, 6, (2, 3, 1), (2, 1, 3)), nn.BatchNorm3d(6)))
+
+
+# ---- blocks as detectors and mobile networks have them -----------------------------------------------
+
+
+class WritingSwish(nn.Module):
+    """Writes into what it reads, and gives it back."""
+
+    def forward(self, x: Any) -> Any:
+        x.mul_(torch.sigmoid(x))
+        return x
+
+
+@entry(17, shape=(2, 4, 8, 8))
+def stage_of_reversed_blocks() -> Any:
+    """DAMO-YOLO's necks: two branches, and a number in the place of an identity, before a plain convolution; in the
+    end everything is put beside each other."""
+
+    def block(c: int) -> Any:
+        return Lambda(
+            lambda s, x: x + s.behind(s.act(s.dense(x) + s.point(x) + 0)),
+            dense=conv_bn(c, c),
+            point=conv_bn(c, c, 1),
+            act=WritingSwish(),
+            behind=nn.Sequential(*conv_bn(c, c), WritingSwish()),
+        )
+
+    def forward(s: Any, x: Any) -> Any:
+        found = [s.one(x)]
+        y = s.two(x)
+        for part in s.parts:
+            y = part(y)
+            found.append(y)
+        return s.last(torch.cat(found, axis=1))
+
+    one, two = (nn.Sequential(*conv_bn(4, 4, 1), WritingSwish()) for _ in range(2))
+    last = nn.Sequential(*conv_bn(12, 8, 1), WritingSwish())
+    return made(forward, one=one, two=two, parts=nn.Sequential(block(4), block(4)), last=last)
+
+
+@entry(4)
+def mean_of_two_heads() -> Any:
+    """RepViT's classifier: two batch norms, each with its dense layer, and the mean of both."""
+
+    def forward(s: Any, x: Any) -> Any:
+        x = F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1)
+        both = s.one(x), s.two(x)
+        return (both[0] + both[1]) / 2
+
+    one, two = (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5)) for _ in range(2))
+    return made(forward, one=one, two=two)
+
+
+@entry(6, shape=(2, 4, 14, 14))
+def large_kernel_beside_a_small_one() -> Any:
+    """RepLKNet's block."""
+    return made(
+        lambda s, x: x + s.out(F.relu(s.large(y := s.into(s.norm(x))) + s.small(y))),
+        norm=nn.BatchNorm2d(4),
+        into=nn.Sequential(*conv_bn(4, 4, 1), nn.ReLU()),
+        large=conv_bn(4, 4, 13, groups=4),
+        small=conv_bn(4, 4, 5, groups=4),
+        out=conv_bn(4, 4, 1),
+    )
+
+
+@entry(8)
+def kernels_of_several_sizes_on_pieces() -> Any:
+    """MixNet's depthwise convolutions."""
+
+    def forward(s: Any, x: Any) -> Any:
+        pieces = s.into(x).split([4, 4], 1)
+        y = torch.cat([conv(piece) for conv, piece in zip(s.convs, pieces, strict=True)], 1)
+        return s.out(F.relu(s.norm(y)))
+
+    convs = nn.ModuleList([nn.Conv2d(4, 4, k, padding=k // 2, groups=4) for k in (3, 5)])
+    into = nn.Sequential(*conv_bn(4, 8, 1), nn.ReLU())
+    return made(forward, into=into, convs=convs, norm=nn.BatchNorm2d(8), out=conv_bn(8, 4, 1))

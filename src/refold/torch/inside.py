@@ -20,7 +20,7 @@ import torch
 
 from refold.errors import InputError
 from refold.frontend import AnyArray, Lifted
-from refold.graph.graph import Graph, Node, Opaque
+from refold.graph.graph import Affine, Graph, Node, Opaque
 from refold.recording.symbols import Symbol, leaves, mapped, symbols
 from refold.torch import examples, execute
 from refold.torch.examples import Spec, to_numpy
@@ -69,8 +69,8 @@ def find(model: Any, record: Record, specs: tuple[Any, ...], prefix: str, lift: 
 @final
 @dataclass(eq=False)
 class _Search:
-    """What was seen of the modules inside of ``steps``, by identity: their calls, whom they call, and why they are
-    not parts."""
+    """What was seen of the modules inside of ``steps``, by identity: their calls, whom they call, which of them
+    read what others gave (``behind``), and why they are not parts."""
 
     model: Any
     record: Record
@@ -81,6 +81,7 @@ class _Search:
     calls: dict[int, list[tuple[Any, ...]]] = field(default_factory=dict)
     callees: dict[int, dict[int, Any]] = field(default_factory=dict)
     given: list[tuple[Any, Any, Any]] = field(default_factory=list)
+    behind: dict[int, set[int]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     lifted: dict[int, Lifted] = field(default_factory=dict)
 
@@ -115,21 +116,29 @@ class _Search:
     def watch(self, args: tuple[Any, ...]) -> None:
         """Run the model and write down the calls inside of what was taken whole."""
         around: list[Any] = []
+        gave: list[tuple[Any, int, int]] = []  # what was given, by whom, called by whom
 
         def hear(original: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
             if around:
                 self.callees.setdefault(id(around[-1]), {})[id(module)] = module
                 calls = self.calls.setdefault(id(module), [])
                 calls.append(_bound(module, args, kwargs, keep=not calls))
+                before = {
+                    by for tensor, by, caller in gave if args and args[0] is tensor and caller == id(around[-1])
+                }
+                self.behind.setdefault(id(module), set()).update(before)
             elif id(module) in self.whole:
                 self.given.append((module, *mapped(_cloned, (args, kwargs))))
             if not around and id(module) not in self.whole:
                 return original(module, *args, **kwargs)
             around.append(module)
             try:
-                return original(module, *args, **kwargs)
+                result = original(module, *args, **kwargs)
             finally:
                 around.pop()
+            if around:
+                gave.append((result, id(module), id(around[-1])))
+            return result
 
         with calls_of_modules(hear), torch.no_grad():
             self.model(*args)
@@ -194,12 +203,27 @@ class _Search:
         self.lifted[identity] = lifted
         return ""
 
+    def would_take(self, part: Any, behind: Any) -> bool:
+        """Whether a part is linear, and the one behind it a factor and a shift per channel, as batch norms are."""
+        one, two = (self.lifted[id(module)].graph.nodes for module in (part, behind))
+        scales = all(isinstance(node.op, Affine) and node.op.conv.is_scale for node in two)
+        return scales and all(isinstance(node.op, Affine) for node in one)
+
     def part(self, module: Any) -> Part:
         around = tuple(step for step in self.steps if any(inner is module for inner in step.module.modules()))
         return Part(around, f"{self.prefix}{self.paths[id(module)]}", module, self.lifted[id(module)])
 
     def notes(self, modules: Sequence[Any]) -> Iterator[str]:
         """What is inside of what was taken whole, has weights, and is not looked into, and why."""
+        for module in modules:
+            for before in modules:
+                if id(before) in self.behind[id(module)] and self.would_take(before, module):
+                    first, second = (f"{self.prefix}{self.paths[id(part)]}" for part in (before, module))
+                    yield (
+                        f"'{second}' is not folded into '{first}', whose result it reads: code that was not "
+                        "followed calls both, and may use them otherwise for other numbers; in one module "
+                        "(nn.Sequential) they fold"
+                    )
         covered = {id(inner) for module in modules for inner in module.modules()}
         seen = [module for module in self.model.modules() if id(module) in self.calls]
         called = {id(inner) for module in seen for inner in module.modules()}

@@ -12,6 +12,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, final
 
 import torch
@@ -34,6 +35,9 @@ SEGMENTS = frozenset(_TRANSPARENT.values())
 
 # What torch notes on modules whose weights it has cut into pieces.
 _MARKS = frozenset(["_is_fsdp_managed_module", "_fsdp_use_orig_params", "_distribute_module_applied"])
+
+# How long processes wait for each other before one says that another did not come.
+PATIENCE = timedelta(minutes=1)
 
 _GATHER = "gather them (get_model_state_dict with full_state_dict=True) and load them into"
 
@@ -58,14 +62,38 @@ def as_one(model: Any) -> Any:
     if not any(map(_is_changed, model.modules())):
         return model
     try:
+        _meet(model)
         for module in filter(_is_fsdp, model.modules()):
             module.reshard()  # as state_dict() does: what is whole for now may have been rounded
         return _Twin().of(model)
+    except InputError:
+        raise
     except Exception as error:  # whatever the processes' communication raises
         raise InputError(
             f"the weights of '{class_of(model).__name__}' are in pieces on several processes and cannot be "
             f"gathered: {first_line(error)}"
         ) from error
+
+
+def _meet(model: Any) -> None:
+    """Wait for the processes that hold the other pieces. Raises InputError.
+
+    Gathering would wait for as long as the group does, half an hour where nobody said otherwise. Of torch's
+    backends, gloo alone can be asked to wait for less.
+    """
+    meshes = {id(t.device_mesh): t.device_mesh for t in model.parameters() if is_in_pieces(t)}
+    groups = {id(group): group for mesh in meshes.values() for group in mesh.get_all_groups()}
+    for group in groups.values():
+        if torch.distributed.get_backend(group) != "gloo":
+            continue
+        try:
+            torch.distributed.monitored_barrier(group, PATIENCE)
+        except Exception as error:  # whatever the processes' communication raises
+            raise InputError(
+                f"the weights of '{class_of(model).__name__}' are in pieces on several processes, of which not "
+                f"all came to gather them within {PATIENCE.total_seconds():g} seconds: let every one of them make "
+                "this call"
+            ) from error
 
 
 def is_in_pieces(tensor: Any) -> bool:
