@@ -60,7 +60,7 @@ class FormBuilder:
         """The value seen from itself."""
         channels = self.channels(value)
         if channels is None:
-            return Refusal(f"the number of channels of {value} is not known")
+            return Refusal(f"the number of channels of {value} is not known, or follows from the size of the input")
         axes = len(self.graph.values[value].shape) - 2
         return AffineForm({value: identity(channels, axes)}, np.zeros(channels))
 

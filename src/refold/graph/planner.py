@@ -512,9 +512,11 @@ class _Search:
         producer = self.graph.producer[leaf]
         carried = self._form_over(leaf, beyond)
         if carried is None:
+            seen = [self.builder.leaf(name) for name in producer.inputs]
+            unknown = next((form for form in seen if isinstance(form, Refusal)), None)
+            if unknown is not None:
+                return producer.name, unknown.reason
             known = self._leaf_forms(producer)
-            if len(known) < len(producer.inputs):
-                return producer.name, "the number of channels that it reads is not known"
             own = self.builder.combine(producer, known)
             return (producer.name, own.reason) if isinstance(own, Refusal) else None
         forms = {leaf: carried}
