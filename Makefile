@@ -4,6 +4,7 @@ TEST := .venv/bin/python
 PADDLE := .venv-paddle/bin/python
 DEMO := .venv-demo/bin/python
 BENCH_TORCH := .venv-bench-torch/bin/python
+BENCH_WEIGHTS := .venv-bench-weights/bin/python
 BENCH_ONNX := .venv-bench-onnx/bin/python
 BENCH_CERTIFICATE := .venv-bench-certificate/bin/python
 MINUTES ?= 10
@@ -26,7 +27,7 @@ help:
 	@echo "make bench-keras    networks of train-time blocks in Keras, before and after folding"
 	@echo "make bench-torch    published networks, against timm's folds and torch's (installs gigabytes)"
 	@echo "make bench-onnx     ONNX files, against the tools that simplify them and the runtimes that optimize them"
-	@echo "make bench-weights  what weight normalization costs in PyTorch, against its peers"
+	@echo "make bench-weights  what weight normalization costs in each framework, against its peers (installs gigabytes)"
 	@echo "make clean   remove the environments and caches"
 
 .venv/ready: pyproject.toml
@@ -56,6 +57,13 @@ help:
 	$(PYTHON) -m venv .venv-bench-torch
 	$(BENCH_TORCH) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BENCH_TORCH) -m pip install --quiet --disable-pip-version-check --group bench-torch --editable .
+	touch $@
+
+.venv-bench-weights/ready: pyproject.toml
+	@echo "Setting up .venv-bench-weights: some minutes, once"
+	$(PYTHON) -m venv .venv-bench-weights
+	$(BENCH_WEIGHTS) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BENCH_WEIGHTS) -m pip install --quiet --disable-pip-version-check --group bench-weights --editable '.[keras]'
 	touch $@
 
 .venv-bench-onnx/ready: pyproject.toml
@@ -138,9 +146,14 @@ bench-onnx: .venv/ready .venv-bench-onnx/ready
 	$(BENCH_ONNX) benchmarks/onnx_proofs.py
 	$(BENCH_ONNX) benchmarks/tables.py
 
-bench-weights: .venv/ready
-	$(TEST) benchmarks/weight_normalization.py
-	$(TEST) benchmarks/tables.py
+# Each framework in a process of its own; timm's convolutions beside torch alone, Paddle in its environment.
+bench-weights: .venv-bench-torch/ready .venv-bench-weights/ready .venv-paddle/ready
+	$(BENCH_TORCH) benchmarks/weight_normalization.py torch
+	$(BENCH_WEIGHTS) benchmarks/weight_normalization.py keras-jax
+	$(BENCH_WEIGHTS) benchmarks/weight_normalization.py keras-tensorflow
+	$(BENCH_WEIGHTS) benchmarks/weight_normalization.py keras-torch
+	$(PADDLE) benchmarks/weight_normalization.py paddle
+	$(BENCH_WEIGHTS) benchmarks/tables.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch .venv-bench-onnx .venv-bench-certificate build docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-paddle .venv-bench-torch .venv-bench-weights .venv-bench-onnx .venv-bench-certificate build docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -84,13 +84,13 @@ def on_one_and_all_processors(script: str, measure: Callable[[], Any]) -> dict[s
             subprocess.run(
                 [sys.executable, script, "--measure", str(path)],
                 check=True,
-                preexec_fn=_keep_one_processor if label == "one" else None,
+                preexec_fn=keep_one_processor if label == "one" else None,
                 env={**os.environ, **({"OMP_NUM_THREADS": "1"} if label == "one" else {})},
             )
             found[label] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
-def _keep_one_processor() -> None:
+def keep_one_processor() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

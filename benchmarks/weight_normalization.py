@@ -1,125 +1,74 @@
-"""What weight normalization costs in PyTorch: the step of one layer, forward and backward, against the plain layer.
+"""What normalizing the weights of one layer costs: its step, forward and backward, against the plain layer.
 
-Run with ``make bench-weights``. All forms of a layer run in turn (A B C ... A B C ...) in one process on one
-thread; a ratio is the median, over the rounds, of a form's processor seconds over the plain layer's. timm's
-``StdConv2d`` is written here from its formula, for Linear too. Writes
+Run with ``make bench-weights``, or ``weight_normalization.py SECTION [ROUNDS]`` for one framework (a section),
+which keeps what is known of the others. Each section is a process of its own on one processor. All forms of a
+layer run in turn (A B C ... A B C ...) after uncounted rounds; a ratio is the median, over the rounds, of the
+seconds of a form over those of the plain layer of the same library. Writes
 ``benchmarks/results/weight_normalization.json``.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 import sys
-import time
-import warnings
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-import torch
-from measure import environment, times_as_fast, write
-from torch import nn
-from torch.nn import functional
-from torch.nn.utils import parametrizations
-
-from refold.torch import weight_normalization
-
-LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
-    "Linear 1024, batch 64": (lambda: nn.Linear(1024, 1024), (64, 1024)),
-    "Linear 1024, batch 256": (lambda: nn.Linear(1024, 1024), (256, 1024)),
-    "Conv2d 64, 3x3, 8 of 32x32": (lambda: nn.Conv2d(64, 64, 3, padding=1), (8, 64, 32, 32)),
+SECTIONS = {
+    "torch": "normalized.on_torch",
+    "keras-jax": "normalized.on_keras",
+    "keras-tensorflow": "normalized.on_keras",
+    "keras-torch": "normalized.on_keras",
+    "paddle": "normalized.on_paddle",
 }
 
 
-class _ByBatchNorm(nn.Module):
-    """timm's ``StdConv2d``: the weight through a batch norm in training mode, epsilon 1e-6 in the root."""
+def _measured(section: str, rounds: int) -> list[dict[str, Any]]:
+    from measure import in_turn, spread, times_as_fast
+    from normalized.form import LAYERS, MODES
 
-    def forward(self, weight: Any) -> Any:
-        rows = weight.reshape(1, weight.shape[0], -1)
-        return functional.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(weight)
-
-
-class _StandardizedLinear(nn.Linear):
-    def forward(self, x: Any) -> Any:
-        return functional.linear(x, _ByBatchNorm()(self.weight), self.bias)
-
-
-class _StandardizedConv(nn.Conv2d):
-    def forward(self, x: Any) -> Any:
-        return self._conv_forward(x, _ByBatchNorm()(self.weight), self.bias)
-
-
-def _timm(layer: Any) -> Any:
-    layer.__class__ = _StandardizedLinear if isinstance(layer, nn.Linear) else _StandardizedConv
-    return layer
-
-
-FORMS: dict[str, Callable[[Any], Any]] = {
-    "plain": lambda layer: layer,
-    "torch weight_norm (old)": nn.utils.weight_norm,
-    "torch parametrizations.weight_norm": parametrizations.weight_norm,
-    'refold "unit"': weight_normalization,
-    'refold "rms"': lambda layer: weight_normalization(layer, normalizer="rms"),
-    "timm StdConv2d": _timm,
-    'refold "timm-standardization"': lambda layer: weight_normalization(
-        layer, normalizer="timm-standardization", gain=False, offset=False
-    ),
-    'refold "layer"': lambda layer: weight_normalization(layer, normalizer="layer"),
-    "torch parametrizations.spectral_norm": parametrizations.spectral_norm,
-}
-
-
-def _step(module: Any, parameters: list[Any], x: Any, cotangent: Any) -> Callable[[], None]:
-    def step() -> None:
-        for tensor in (x, *parameters):
-            tensor.grad = None
-        module(x).backward(cotangent)
-
-    return step
-
-
-def _processor_seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of the processor that each step takes on its one thread, all in turn after five uncounted rounds.
-
-    What else the machine does counts for less than in seconds of a clock.
-    """
-    seconds: dict[str, list[float]] = {form: [] for form in steps}
-    for repeat in range(-5, repeats):
-        for form, step in steps.items():
-            before = time.thread_time()
-            step()
-            if repeat >= 0:
-                seconds[form].append(time.thread_time() - before)
-    return seconds
-
-
-def _measured(name: str, repeats: int, *, compiled: bool) -> dict[str, Any]:
-    torch.manual_seed(0)
-    build, shape = LAYERS[name]
-    plain, x = build(), torch.randn(shape).requires_grad_()
-    cotangent = torch.randn_like(plain(x))
-    steps = {}
-    for form, attach in FORMS.items():
-        layer = attach(copy.deepcopy(plain))
-        steps[form] = _step(torch.compile(layer) if compiled else layer, list(layer.parameters()), x, cotangent)
-    seconds = _processor_seconds(steps, repeats)
-    # Seconds of the form over seconds of the plain layer.
-    return {form: times_as_fast(values, seconds["plain"]) for form, values in seconds.items()}
+    forms_of = import_module(SECTIONS[section]).forms
+    rows = []
+    for layer in LAYERS:
+        row: dict[str, Any] = {"layer": layer.name}
+        for mode in MODES:
+            forms = forms_of(layer, compiled=mode == "compiled")
+            seconds = in_turn({form.name: form.step for form in forms}, repeats=rounds, warmup=5)
+            row[mode] = {
+                form.name: {
+                    "method": form.method,
+                    "over": times_as_fast(seconds[form.name], seconds[form.plain]),
+                    "seconds": spread(seconds[form.name])["median"],
+                }
+                for form in forms
+            }
+            print(layer.name, mode, flush=True)
+            for name, found in row[mode].items():
+                over = found["over"]
+                shown = f"{over['median']:.3f} ({over['low']:.2f} to {over['high']:.2f})"
+                print(f"  {name:40} {shown} {1000 * found['seconds']:8.3f} ms", flush=True)
+        rows.append(row)
+    return rows
 
 
 def main() -> int:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    # The wrappers share their frames, and each is compiled by itself.
-    torch._dynamo.config.recompile_limit = 64
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    rows = []
-    for name in LAYERS:
-        row = {"layer": name}
-        for mode in ("eager", "compiled"):
-            row[mode] = _measured(name, repeats, compiled=mode == "compiled")
-            print(name, mode, {form: round(found["median"], 2) for form, found in row[mode].items()}, flush=True)
-        rows.append(row)
-    write("weight_normalization", {**environment("torch"), "threads": 1, "rounds": repeats, "rows": rows})
+    if len(sys.argv) < 2 or sys.argv[1] not in SECTIONS:
+        print(f"say which of {', '.join(SECTIONS)}, and perhaps how many rounds", file=sys.stderr)
+        return 2
+    section, rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 60
+    # Frameworks size their pools of threads when they are loaded.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if section.startswith("keras-"):
+        os.environ["KERAS_BACKEND"] = section.removeprefix("keras-")
+    import measure
+
+    measure.keep_one_processor()
+    rows = _measured(section, rounds)
+    packages = import_module(SECTIONS[section]).PACKAGES
+    known = measure.read("weight_normalization").get("sections", {})
+    found = {section: {**measure.environment(*packages), "rounds": rounds, "rows": rows}}
+    sections = {name: {**known, **found}[name] for name in SECTIONS if name in known or name in found}
+    measure.write("weight_normalization", {"sections": sections})
     return 0
 
 

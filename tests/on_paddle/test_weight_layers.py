@@ -27,8 +27,9 @@ from refold.paddle import (
     weight_normalization,
 )
 from refold.paddle.namespace import PADDLE
+from refold.paddle.rows import compose
 from refold.paddle.units import rows_of
-from refold.weights import Centered
+from refold.weights import METHODS, Centered, Rows, method
 from weights import golden
 
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
@@ -379,3 +380,50 @@ def test_what_data_cannot_initialize_is_refused_and_nothing_changes() -> None:
         with pytest.raises(ValueError, match=sentence):
             initialize_from_data(model, data(2, 4))
         np.testing.assert_array_equal(model[0].weight_g.numpy(), before)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("kind", ["columns", "rows"])
+def test_gradients_to_second_order_are_those_of_the_steps(name: str, kind: str) -> None:
+    rows, chosen = Rows((6, 4), (1,) if kind == "columns" else (0,)), method(name)
+
+    def parts() -> list[Any]:
+        paddle.seed(3)
+        made = [paddle.randn(shape, "float64") for shape in ((6, 4), (rows.units,), (rows.units,))]
+        for part in made:
+            part.stop_gradient = False
+        return made
+
+    def by_steps(direction: Any, gain: Any, offset: Any) -> Any:
+        columns = (paddle.reshape(part, [-1, 1]) for part in (gain, offset))
+        made = chosen.compose(PADDLE, rows.to_matrix(PADDLE, direction), *columns)
+        return rows.from_matrix(PADDLE, made)
+
+    weights = paddle.randn((6, 4), "float64")
+    found = []
+    for run in (lambda *given: compose(chosen, rows, *given), by_steps):
+        given = parts()
+        made = run(*given)
+        first = paddle.grad((made * made * weights).sum(), given, create_graph=True)
+        second = paddle.grad((first[0] * first[0]).sum(), given)
+        found.append([made, *first, *second])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_rows_of_every_size_at_once_are_finite_forward_and_backward(name: str) -> None:
+    sizes = np.array([0.0, 1e-45, 1e-40, 1e-30, 1.0, 1e30, 1e37])
+    pattern = np.array([1.0, -2.0, 3.0, -4.0, 5.0, 0.5])[:, None]
+    layer = nn.Linear(6, 7)
+    layer.weight.set_value((pattern * sizes).astype("float32"))
+    weight_normalization(layer, normalizer=method(name, 0.0))
+    made = layer.weight.numpy()
+    np.testing.assert_allclose(made[:, 3:] / sizes[3:], np.broadcast_to(pattern, (6, 4)), rtol=3e-6)
+    assert np.all(made[:, :3] == 0)
+    (layer.weight * paddle.to_tensor(np.minimum(1, 1 / np.maximum(sizes, 1)).astype("float32"))).sum().backward()
+    for part in (layer.weight_v, layer.weight_g):
+        assert np.all(np.isfinite(part.grad.numpy()))

@@ -267,13 +267,20 @@ class EffectiveKernel(keras.layers.Wrapper):
             return {spec.path: self._effective(spec) for spec in self.specs}
 
     def _effective(self, spec: KernelSpec) -> Tensor:
-        kernel = self._rows(spec).from_matrix(ops, self._effective_rows(spec))
-        return ops.cast(kernel, self._variable(spec).dtype)
+        return ops.cast(self._composed(spec), self._variable(spec).dtype)
+
+    def _composed(self, spec: KernelSpec) -> Tensor:
+        """The effective kernel in its shape, in float32 or wider."""
+        return self._rows(spec).from_matrix(ops, self._effective_rows(spec))
 
     def _stored_rows(self, spec: KernelSpec) -> Tensor:
         """What the wrapped layer stores, as rows in float32 or wider."""
         stored = ops.convert_to_tensor(self._variable(spec))
         return self._rows(spec).to_matrix(ops, widen(ops, stored))
+
+    def _stored_lines(self, spec: KernelSpec) -> Tensor:
+        """The same matrix, moved as little as can be: :meth:`refold.weights.Rows.to_lines`."""
+        return self._rows(spec).to_lines(ops, widen(ops, ops.convert_to_tensor(self._variable(spec))))
 
     def _stored_numbers(self, spec: KernelSpec) -> Any:
         """The same in numpy."""

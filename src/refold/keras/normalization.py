@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from math import prod
 from typing import Any, final
 
 import keras
@@ -21,6 +22,8 @@ from refold.weights import (
     TimmStandardization,
     fit_rows,
     method,
+    outputs,
+    pays,
     widen,
     working_dtype,
 )
@@ -217,18 +220,56 @@ class WeightNormalization(EffectiveKernel):
             )
 
     def _effective_rows(self, spec: KernelSpec) -> Tensor:
-        gain, offset = (self._part_as(spec, name, (-1, 1)) for name in ("gain", "offset"))
         if self.method is not None:
-            return self.method.compose(ops, self._stored_rows(spec), gain, offset)
+            return self._rows(spec).to_matrix(ops, self._composed(spec))
+        gain, offset = (self._part_as(spec, name, (-1, 1)) for name in ("gain", "offset"))
         rows = widen(ops, getattr(self, f"{spec.prefix}normalizer")(self._stored_rows(spec)))
         rows = rows if gain is None else rows * gain
         return rows if offset is None else rows + offset
+
+    def _composed(self, spec: KernelSpec) -> Tensor:
+        rows, method = self._rows(spec), self.method
+        if method is None:
+            return super()._composed(spec)
+        parts = (self._part(spec, name) for name in ("gain", "offset"))
+        columns = [None if part is None else rows.as_column(ops, ops.convert_to_tensor(part)) for part in parts]
+        return rows.from_lines(ops, method.compose(ops, self._stored_lines(spec), *columns, axis=rows.axis))
+
+    def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Call the wrapped layer with the effective kernel; in training, where that is faster, do what it does."""
+        if training and not kwargs and self._normalizes_outputs(inputs):
+            return self._called_by_outputs(inputs)
+        return super().call(inputs, training, **kwargs)
+
+    def _normalizes_outputs(self, inputs: Any) -> bool:
+        """Whether this is a plain Dense layer on few inputs, in one type: see :func:`refold.weights.outputs`."""
+        layer = self.layer
+        if type(layer) is not keras.layers.Dense or self.method is None or self.specs[0].unit_axes != (-1,):
+            return False
+        if layer.activity_regularizer is not None or {layer.compute_dtype, layer.variable_dtype} not in (
+            {"float32"},
+            {"float64"},
+        ):
+            return False
+        kernel = self._variable(self.specs[0])
+        known = keras.backend.standardize_dtype(inputs.dtype) == kernel.dtype and None not in inputs.shape
+        fits = known and len(inputs.shape) > 1 and inputs.shape[-1] == kernel.shape[0]
+        return fits and pays(prod(inputs.shape), prod(kernel.shape))
+
+    def _called_by_outputs(self, inputs: Any) -> Tensor:
+        (spec,) = self.specs
+        assert self.method is not None
+        with as_stored():
+            parts = (self._part_as(spec, name, (1, -1)) for name in ("gain", "offset"))
+            out = outputs(ops, self.method, inputs, self._stored_lines(spec), *parts, axis=self._rows(spec).axis)
+            out = out if self.layer.bias is None else ops.add(out, self.layer.bias)
+        return out if self.layer.activation is None else self.layer.activation(out)
 
     def _attached(self, spec: KernelSpec) -> Mapping[str, Any]:
         with as_stored():
             stored = self._stored_rows(spec)
             if self.method is not None:
-                parts = self.method.decompose(ops, stored)
+                parts = self.method.decompose(ops, self._stored_lines(spec), axis=self._rows(spec).axis)
             else:
                 normalized = getattr(self, f"{spec.prefix}normalizer")(stored)
                 parts = fit_rows(ops, normalized, stored, offset=self.use_offset)

@@ -97,12 +97,18 @@ class SpectralNormalization(EffectiveKernel):
         return {"left": state.left, "right": state.right, "gain": gain}
 
     def _effective_rows(self, spec: KernelSpec) -> Tensor:
-        gain = self._part_as(spec, "gain", (1, 1))
-        return self.method.compose(ops, self._stored_rows(spec), self._state(spec), gain)
+        return self._rows(spec).to_matrix(ops, self._composed(spec))
+
+    def _composed(self, spec: KernelSpec) -> Tensor:
+        rows, gain = self._rows(spec), self._part_as(spec, "gain", (1, 1))
+        lines = self.method.compose(ops, self._stored_lines(spec), self._state(spec), gain, axis=rows.axis)
+        return rows.from_lines(ops, lines)
 
     def _advance(self) -> None:
         for spec in self.specs:
-            state = self.method.advance(ops, self._stored_rows(spec), self._state(spec), self.power_iterations)
+            axis = self._rows(spec).axis
+            stored, state = self._stored_lines(spec), self._state(spec)
+            state = self.method.advance(ops, stored, state, self.power_iterations, axis=axis)
             self._part(spec, "left").assign(state.left)
             self._part(spec, "right").assign(state.right)
 

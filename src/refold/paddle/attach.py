@@ -65,7 +65,7 @@ class ComputedWeight:
         """The effective matrix ``(units, fan_in)`` for the stored one."""
         raise NotImplementedError
 
-    def advance(self, layer: Any, matrix: Any) -> None:
+    def advance(self, layer: Any) -> None:
         """Called before a call in training, for parts that such a call moves on."""
 
     # ---- computing -------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class ComputedWeight:
             self.store(layer, self.made.detach())
         if layer.training and not self.part(layer, "v").stop_gradient:
             with paddle.no_grad():
-                self.advance(layer, self.stored(layer))
+                self.advance(layer)
         self.renew(layer, watched=not layer.training)
 
     def renew(self, layer: Any, *, watched: bool = True) -> None:

@@ -11,6 +11,7 @@ from paddle import nn
 
 from refold.paddle.attach import ComputedWeight, Start, attach, computed
 from refold.paddle.namespace import PADDLE
+from refold.paddle.rows import compose, decompose
 from refold.weights import MagnitudePreserving, Normalization, Rows, fit_rows, method
 
 
@@ -29,18 +30,23 @@ class NormalizedWeight(ComputedWeight):
     def starts(self, matrix: Any) -> Mapping[str, Start]:
         """The gain and the offset, where there are any."""
         if self.method is not None:
-            parts = self.method.decompose(PADDLE, matrix)
+            parts = decompose(self.method, self.rows, matrix)
         else:
             parts = fit_rows(PADDLE, self._applied(matrix), matrix, offset=self.offset)
         offset = paddle.zeros_like(parts.gain) if parts.offset is None else parts.offset
         chosen = {"g": (self.gain, parts.gain), "offset": (self.offset, offset)}
         return {end: Start(paddle.reshape(value, [-1])) for end, (used, value) in chosen.items() if used}
 
-    def compose(self, layer: Any, matrix: Any) -> Any:
+    def compute(self, layer: Any) -> Any:
         """The method's formula."""
+        if self.method is None:
+            return super().compute(layer)
+        stored, gain, offset = (self.part(layer, end) for end in ("v", "g", "offset"))
+        return compose(self.method, self.rows, stored, gain, offset)
+
+    def compose(self, layer: Any, matrix: Any) -> Any:
+        """The matrix through a layer that normalizes."""
         gain, offset = self.column(layer, "g"), self.column(layer, "offset")
-        if self.method is not None:
-            return self.method.compose(PADDLE, matrix, gain, offset)
         normalized = self._applied(matrix)
         normalized = normalized if gain is None else normalized * gain
         return normalized if offset is None else normalized + offset

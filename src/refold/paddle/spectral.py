@@ -7,6 +7,7 @@ from typing import Any, final
 
 from refold.paddle.attach import ComputedWeight, Start, as_numbers, attach, computed
 from refold.paddle.namespace import PADDLE
+from refold.paddle.rows import as_lines, as_weight, is_ordinary
 from refold.weights import Rows, Spectral, SpectralState, spectral_error
 
 
@@ -30,13 +31,28 @@ class SpectralWeight(ComputedWeight):
         vectors = {"left": Start(state.left, trains=False), "right": Start(state.right, trains=False)}
         return {**vectors, "gain": Start(gain)} if self.gain else vectors
 
-    def compose(self, layer: Any, matrix: Any) -> Any:
-        """The matrix over sigma, for the vectors as they are."""
-        return self.method.compose(PADDLE, matrix, self._state(layer), self.part(layer, "gain"))
+    def compute(self, layer: Any) -> Any:
+        """The weight over sigma, for the vectors as they are."""
+        stored, axis = self.part(layer, "v"), self.rows.axis
+        lines = as_lines(self.rows, stored)
+        state, gain, ordinary = self._state(layer), self.part(layer, "gain"), is_ordinary(stored)
+        made = self.method.compose(PADDLE, lines, state, gain, axis=axis, ordinary=ordinary)
+        return as_weight(self.rows, made, stored)
 
-    def advance(self, layer: Any, matrix: Any) -> None:
+    def advance(self, layer: Any) -> None:
         """Some power iterations."""
-        self._keep(layer, self.method.advance(PADDLE, matrix, self._state(layer), self.power_iterations))
+        stored = self.part(layer, "v")
+        self._keep(
+            layer,
+            self.method.advance(
+                PADDLE,
+                as_lines(self.rows, stored),
+                self._state(layer),
+                self.power_iterations,
+                axis=self.rows.axis,
+                ordinary=is_ordinary(stored),
+            ),
+        )
 
     def settle(self, layer: Any) -> None:
         """Make the vectors those of the stored weight, decomposed in float64."""

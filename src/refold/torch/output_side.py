@@ -1,11 +1,9 @@
-"""A linear layer with normalized rows that never makes the weight: it normalizes what comes out.
+"""A linear layer with normalized rows that never makes the weight: :func:`refold.weights.outputs`, differentiated.
 
-With ``c`` the rows (without their mean, if the method takes it out) and ``f = g / size(|c|)`` per row, the layer
-gives ``(x c^T) f``, plus the offset times the sum of ``x``, plus the bias. ``x c^T`` is ``(x - mean(x)) v^T``: in
-the forward nothing of the size of the weight is written, and ``v`` is read twice, for its norms and in the product.
-Backward, the gradient by ``v`` of a row is that by ``w`` times ``f``, less what lies along the row; how much does
-is a sum over the batch, of the gradient times the output. So it is the plain layer's two products and one pass over
-``v``.
+In the forward nothing of the size of the weight is written, and ``v`` is read twice, for its norms and in the
+product. Backward, the gradient by ``v`` of a row is that by ``w`` times ``f``, less what lies along the row; how
+much does is a sum over the batch, of the gradient times the output. So it is the plain layer's two products and
+one pass over ``v``.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from refold.torch.fused import is_ordinary
 from refold.torch.namespace import TORCH
-from refold.torch.rows import compose, ordinary_bound
-from refold.weights import Normalization, Rows
+from refold.torch.rows import compose
+from refold.weights import Normalization, Rows, outputs, pays
 
 Tensor = torch.Tensor
 
@@ -44,7 +43,7 @@ def linear(
     """
     if direction.dtype not in (torch.float32, torch.float64) or x.dtype != direction.dtype:
         return None
-    if 2 * x.numel() > direction.numel() or torch.is_autocast_enabled(x.device.type) or not x.numel():
+    if not pays(x.numel(), direction.numel()) or torch.is_autocast_enabled(x.device.type):
         return None
     if torch.compiler.is_compiling():
         return _steps(method, x, direction, gain, offset, bias)
@@ -62,12 +61,7 @@ def linear(
 def _steps(method: Normalization, x: Tensor, direction: Tensor, *parts: Tensor | None) -> Tensor:
     """The formula, for a compiler, which makes few passes of it and of its derivative."""
     gain, offset, bias = parts
-    measured = method.measure(TORCH, direction)
-    factor = measured.inverse / measured.size.value
-    factor = factor if gain is None else factor * gain.reshape(-1, 1)
-    given = x - x.mean(-1, keepdim=True) if method.centered else x
-    out: Tensor = functional.linear(given, direction) * factor.reshape(-1)
-    out = out if offset is None else out + x.sum(-1, keepdim=True) * offset
+    out: Tensor = outputs(TORCH, method, x, direction, gain, offset)
     return out if bias is None else out + bias
 
 
@@ -92,8 +86,7 @@ def _measured(method: Normalization, direction: Tensor, gain: Tensor | None) -> 
             return None
         norm = norm * torch.sqrt(1 - share * share)
     least, most = torch.aminmax(norm)
-    bound = ordinary_bound(direction.dtype)
-    if not (1 / bound < least.item() and most.item() < bound):
+    if not is_ordinary(least.item(), most.item(), direction.dtype):
         return None
     size = method.size(TORCH, norm, fan_in).value
     return _Measured(norm, 1 / size if gain is None else gain / size, mean)

@@ -7,12 +7,12 @@ torch's own weight normalization, which do not do what only extreme rows need.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from refold.torch import fused
 from refold.torch.namespace import TORCH
 from refold.weights import NUMPY, Normalization, Parts, Pulled, Rows, composed, pulled, widen
 
@@ -31,13 +31,16 @@ def compose(
     if torch.compiler.is_compiling():  # a compiler sees through the steps, and makes its own few passes of them
         steps = method.compose(TORCH, as_matrix(rows, direction), _column(gain), _column(offset))
         return as_weight(rows, steps, direction)
+    made = fused.compose(method, rows, direction, gain, offset)
+    if made is not None:
+        return made
     found = _ordinary(method, as_matrix(rows, direction.detach()), _column(gain), _column(offset))
-    made: Tensor
+    other: Tensor
     if found is None:
-        made = _Composed.apply(direction, gain, offset, method, rows)  # type: ignore[no-untyped-call]  # torch's
+        other = _Composed.apply(direction, gain, offset, method, rows)  # type: ignore[no-untyped-call]  # torch's
     else:
-        made = _Known.apply(direction, gain, offset, found, method, rows)  # type: ignore[no-untyped-call]  # torch's
-    return made
+        other = _Known.apply(direction, gain, offset, found, method, rows)  # type: ignore[no-untyped-call]  # torch's
+    return other
 
 
 def decompose(method: Normalization, rows: Rows, weight: Tensor) -> Parts:
@@ -95,7 +98,7 @@ def _ordinary(
     mean = matrix.mean(-1, keepdim=True) if method.centered else None
     values = matrix if mean is None else matrix - mean
     factor = torch.ones_like(matrix[:, :1]) if gain is None else gain.detach()
-    slope = _slope(method, fan_in)
+    slope = fused.slope(method, fan_in)
     # In one pass: the norms, and the rows over them.
     weight, norm = torch.ops.aten._weight_norm_interface(
         values.contiguous(), factor if slope == 1 else factor / slope, 0
@@ -105,8 +108,7 @@ def _ordinary(
         farthest = 0.0 if mean is None else (mean.abs() / norm).amax().item() * fan_in**0.5
     except RuntimeError:  # the numbers are not there: in a fake tensor
         return None
-    bound = ordinary_bound(matrix.dtype)
-    if not (1 / bound < least and most < bound and farthest < _MEAN_OVER_DEVIATION):
+    if not (fused.is_ordinary(least, most, matrix.dtype) and farthest < _MEAN_OVER_DEVIATION):
         return None
     # An epsilon counts the more the smaller the norm.
     smallest = method.size(NUMPY, np.float64(least), fan_in).value
@@ -116,19 +118,6 @@ def _ordinary(
     if offset is not None:
         weight = weight.add_(offset.detach())
     return _Ordinary(weight, values, mean, norm, slope if straight else None)
-
-
-def ordinary_bound(dtype: torch.dtype) -> float:
-    """Norms below this number, and above its inverse, have squares as far from overflow as from underflow.
-
-    A NaN is never in between.
-    """
-    return float(torch.finfo(dtype).max ** 0.375)
-
-
-@cache
-def _slope(method: Normalization, fan_in: int) -> float:
-    return float(method.size(NUMPY, np.float64(1.0), fan_in).slope)
 
 
 def _jvp(ctx: Any, direction: Any, gain: Any, offset: Any, *_: Any) -> Any:

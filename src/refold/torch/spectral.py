@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from refold.torch.attach import ParametrizedRows, attach
+from refold.torch.fused import is_ordinary, span
 from refold.torch.namespace import TORCH
 from refold.torch.rows import as_matrix, as_weight
 from refold.weights import Rows, Spectral, SpectralState, spectral_error, working_dtype
@@ -41,13 +42,15 @@ class SpectralWeight(ParametrizedRows):
         """The weight; in training mode after some power iterations, if the weight trains."""
         matrix = as_matrix(self.rows, originals[0])
         state = self._state()
+        ordinary = _is_ordinary(matrix)
         if self.training and originals[0].requires_grad and not torch._C._are_functorch_transforms_active():
             with torch.no_grad():
-                state = self.method.advance(TORCH, matrix, state, self.power_iterations)
+                state = self.method.advance(TORCH, matrix, state, self.power_iterations, ordinary=ordinary)
                 self.left.copy_(state.left)
                 self.right.copy_(state.right)
         gain = None if self.gain is None else self.gain.reshape(1, 1)
-        return as_weight(self.rows, self.method.compose(TORCH, matrix, state, gain), originals[0])
+        made = self.method.compose(TORCH, matrix, state, gain, ordinary=ordinary)
+        return as_weight(self.rows, made, originals[0])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The weight itself, its singular vectors, and the gain that keeps it."""
@@ -79,6 +82,18 @@ class SpectralWeight(ParametrizedRows):
         # Copies: a second call in training writes the next state in their place.
         like = torch.float64 if self.left.dtype == torch.float64 else torch.float32
         return SpectralState(*(vector.to(like, copy=True) for vector in (self.left, self.right)))
+
+
+def _is_ordinary(matrix: Tensor) -> bool:
+    """Whether a look at the numbers costs little and says that their squares need no care."""
+    plain = type(matrix) in (Tensor, nn.Parameter) and matrix.device.type == "cpu"
+    if not plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    found = span(matrix)
+    if found is None:
+        return False
+    largest = max(-found[0], found[1])
+    return is_ordinary(largest, largest, matrix.dtype)
 
 
 def _numbers(rows: Rows, weight: Tensor) -> Any:

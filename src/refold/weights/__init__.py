@@ -25,6 +25,7 @@ from refold.weights.magnitude import MagnitudePreserving
 from refold.weights.method import Normalization, Pulled, composed, pulled
 from refold.weights.namespace import NUMPY, Array, MatrixNamespace, Namespace, dtype_name, widen, working_dtype
 from refold.weights.orthogonal import Orthogonal, OrthogonalParts
+from refold.weights.outputs import outputs, pays
 from refold.weights.rms import RootMeanSquare
 from refold.weights.rows import Rows
 from refold.weights.scaling import Parts
@@ -93,6 +94,8 @@ __all__ = [
     "dtype_name",
     "fit_rows",
     "method",
+    "outputs",
+    "pays",
     "pulled",
     "spectral_error",
     "widen",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from refold.weights.centering import center_rows
 from refold.weights.namespace import Array, Namespace, widen
-from refold.weights.scaling import Parts, attached_gain, scale_rows
+from refold.weights.scaling import Parts, ScaledRows, attached_gain, scale_rows
 
 
 class Size(NamedTuple):
@@ -50,8 +50,10 @@ class Normalization(ABC):
     """A way of writing the rows of a weight as a direction, a gain and perhaps an offset.
 
     Its functions take a matrix ``(units, fan_in)`` of floating-point numbers on any namespace of array functions,
-    compute in float32 or float64 and return that: who stores a half type rounds once, at the end. A method is a
-    frozen dataclass with an ``epsilon`` that says where it sits.
+    compute in float32 or float64 and return that: who stores a half type rounds once, at the end. With ``axis`` 0
+    the matrix is ``(fan_in, units)``, so that a weight that is stored like this need not be moved; then all that
+    is said to be ``(units, 1)`` is ``(1, units)``. A method is a frozen dataclass with an ``epsilon`` that says
+    where it sits.
     """
 
     __slots__ = ()
@@ -69,31 +71,42 @@ class Normalization(ABC):
         Its share of the norm may only grow with the norm, so that an epsilon matters most in the smallest row.
         """
 
-    def decompose(self, xp: Namespace, weight: Array) -> Parts:
+    def decompose(self, xp: Namespace, weight: Array, *, axis: int = -1) -> Parts:
         """``(direction, gain, offset)``: the weight itself, the size, and the mean if the method takes it out."""
         rows = widen(xp, weight)
-        measured = self.measure(xp, rows)
-        gain = attached_gain(xp, measured.values, measured.size.value, measured.scale)
+        measured = self.measure(xp, rows, axis)
+        gain = attached_gain(xp, measured.values, measured.size.value, measured.scale, axis)
         return Parts(rows, gain, None if measured.mean is None else measured.mean * measured.scale)
 
     def compose(
-        self, xp: Namespace, direction: Array, gain: Array | None = None, offset: Array | None = None
+        self,
+        xp: Namespace,
+        direction: Array,
+        gain: Array | None = None,
+        offset: Array | None = None,
+        *,
+        axis: int = -1,
     ) -> Array:
         """The method's formula; ``gain`` and ``offset`` are ``(units, 1)``."""
-        return composed(xp, self.measure(xp, widen(xp, direction)), gain, offset)
+        return composed(xp, self.measure(xp, widen(xp, direction), axis), gain, offset)
 
-    def measure(self, xp: Namespace, rows: Array) -> Measured:
-        """What the method says of the rows of a matrix in float32 or float64."""
+    def measure(self, xp: Namespace, rows: Array, axis: int = -1, *, ordinary: bool = False) -> Measured:
+        """What the method says of the rows of a matrix in float32 or float64.
+
+        ``ordinary``: that the squares of all norms are far from overflow and from underflow, which the caller has
+        to see to, for then no row is scaled.
+        """
         if self.centered:
-            values, scale, inverse, mean = center_rows(xp, rows)
+            values, scale, inverse, mean, square = center_rows(xp, rows, axis, ordinary=ordinary)
         else:
-            values, scale, inverse = scale_rows(xp, rows)
+            values, scale, inverse = ScaledRows(rows, 1.0, 1.0) if ordinary else scale_rows(xp, rows, axis)
+            square = xp.sum(values * values, axis=axis, keepdims=True)
             mean = None
-        square = xp.sum(values * values, axis=-1, keepdims=True)
         empty = square <= 0
         one = xp.ones_like(square)
+        inverse = xp.where(empty, xp.zeros_like(square), inverse)
         norm = xp.sqrt(xp.where(empty, one, square))
-        size = self.size(xp, norm, rows.shape[-1], scale)
+        size = self.size(xp, norm, rows.shape[axis], scale)
         return Measured(values, scale, inverse, norm, Size(xp.where(empty, one, size.value), size.slope), mean)
 
 
@@ -104,7 +117,7 @@ def composed(xp: Namespace, measured: Measured, gain: Array | None, offset: Arra
     return rows if offset is None else rows + offset
 
 
-def pulled(xp: Namespace, measured: Measured, gain: Array | None, cotangent: Array) -> Pulled:
+def pulled(xp: Namespace, measured: Measured, gain: Array | None, cotangent: Array, axis: int = -1) -> Pulled:
     """The gradients of a number by the parts, given the one by the composed rows, ``(units, fan_in)``.
 
     With ``p = <cotangent, c>`` for each row: ``p / size`` by the gain, and
@@ -113,12 +126,12 @@ def pulled(xp: Namespace, measured: Measured, gain: Array | None, cotangent: Arr
     composed rows for a tangent of the direction too.
     """
     size, slope = measured.size
-    along = xp.sum(cotangent * measured.values, axis=-1, keepdims=True)
+    along = xp.sum(cotangent * measured.values, axis=axis, keepdims=True)
     by_gain = along / size
     factor = (xp.ones_like(size) if gain is None else gain) / size
     inside = cotangent
     if measured.mean is not None:
-        inside = cotangent - xp.mean(cotangent, axis=-1, keepdims=True)
+        inside = cotangent - xp.mean(cotangent, axis=axis, keepdims=True)
     radial = by_gain * (slope / measured.norm)
     direction = (inside - measured.values * radial) * (factor * measured.inverse)
     return Pulled(direction, by_gain)

@@ -64,6 +64,25 @@ class Rows:
         return xp.transpose(xp.reshape(matrix, tuple(self.shape[axis] for axis in order)), back)
 
     @property
+    def axis(self) -> int:
+        """The axis that a row runs along in :meth:`to_lines`: 0 if the units' axes are stored last, else -1."""
+        rank = len(self.shape)
+        last = tuple(range(rank - len(self.unit_axes), rank))
+        return 0 if self.unit_axes == last and not self._stored_in_order else -1
+
+    def to_lines(self, xp: Namespace, weight: Array) -> Array:
+        """A weight of ``shape`` as a matrix with a row along :attr:`axis`, so that little has to be moved."""
+        return self.to_matrix(xp, weight) if self.axis else xp.reshape(weight, (-1, self.units))
+
+    def from_lines(self, xp: Namespace, lines: Array) -> Array:
+        """The inverse of :meth:`to_lines`."""
+        return self.from_matrix(xp, lines) if self.axis else xp.reshape(lines, self.shape)
+
+    def as_column(self, xp: Namespace, part: Array) -> Array:
+        """One number per unit as what goes with :meth:`to_lines`: ``(units, 1)``, or ``(1, units)``."""
+        return xp.reshape(part, (self.units, 1) if self.axis else (1, self.units))
+
+    @property
     def _stored_in_order(self) -> bool:
         """Whether the units' axes come first, so that nothing has to be moved."""
         return self.unit_axes == tuple(range(len(self.unit_axes)))

@@ -39,10 +39,10 @@ class Parts(NamedTuple):
     offset: Array | None
 
 
-def scale_rows(xp: Namespace, rows: Array) -> ScaledRows:
-    """Divide each row of a matrix in float32 or float64 by a power of two."""
+def scale_rows(xp: Namespace, rows: Array, axis: int = -1) -> ScaledRows:
+    """Divide each row of a matrix in float32 or float64, which runs along ``axis``, by a power of two."""
     limits = np.finfo(dtype_name(rows))
-    largest = xp.stop_gradient(xp.max(xp.abs(rows), axis=-1, keepdims=True))
+    largest = xp.stop_gradient(xp.max(xp.abs(rows), axis=axis, keepdims=True))
     one = xp.ones_like(largest)
     empty = largest < float(limits.tiny)
     exponent = xp.floor(xp.log2(xp.where(empty, one, largest)))
@@ -55,12 +55,12 @@ def scale_rows(xp: Namespace, rows: Array) -> ScaledRows:
     return ScaledRows(rows * inverse, scale, inverse)
 
 
-def attached_gain(xp: Namespace, values: Array, size: Array, scale: Array) -> Array:
+def attached_gain(xp: Namespace, values: Array, size: Array, scale: Array, axis: int = -1) -> Array:
     """The gain that gives rows their size back, which counts in units of ``scale``: 0 where there is no direction.
 
     A size beyond the largest number is given as that number, so that it stays finite.
     """
-    empty = xp.max(xp.abs(values), axis=-1, keepdims=True) <= 0
+    empty = xp.max(xp.abs(values), axis=axis, keepdims=True) <= 0
     largest = float(np.finfo(dtype_name(scale)).max) / xp.where(scale > 1, scale, xp.ones_like(scale))
     gain = xp.where(size > largest, largest, size) * scale
     return xp.where(empty, xp.zeros_like(gain), gain)

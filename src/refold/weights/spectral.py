@@ -56,35 +56,55 @@ class Spectral:
         state = SpectralState(left[:, :1].T.astype(wide), right[:1].astype(wide))
         return state, (_sigma_in_float64(rows, state) + self.epsilon).astype(wide)
 
-    def advance(self, xp: MatrixNamespace, weight: Array, state: SpectralState, steps: int = 1) -> SpectralState:
+    def advance(
+        self,
+        xp: MatrixNamespace,
+        weight: Array,
+        state: SpectralState,
+        steps: int = 1,
+        *,
+        axis: int = -1,
+        ordinary: bool = False,
+    ) -> SpectralState:
         """The state after ``steps`` power iterations on ``weight``: what a training step calls first.
 
-        A matrix of zeros leaves the state as it is.
+        A matrix of zeros leaves the state as it is. Here and in :meth:`compose`: with ``axis`` 0 the matrix is
+        ``(fan_in, units)``; ``ordinary`` says that the square of its largest magnitude is far from overflow and
+        underflow, which saves looking at it.
 
         Raises:
             ValueError: ``steps`` is negative.
         """
         if steps < 0:
             raise ValueError(f"the number of power iterations must not be negative, and {steps} is")
-        rows = xp.stop_gradient(_scaled(xp, widen(xp, weight))[0])
+        lines = xp.stop_gradient(widen(xp, weight))
+        scaled = _UNSCALED if ordinary else _scaled(xp, lines)
         left, right = state
         for _ in range(steps):
-            right = _unit_or(xp, xp.matmul(left, rows), right)
-            left = _unit_or(xp, xp.matmul(right, xp.transpose(rows, (1, 0))), left)
+            right = _unit_or(xp, scaled.product(xp, left, lines, not axis), right, ordinary)
+            left = _unit_or(xp, scaled.product(xp, right, lines, bool(axis)), left, ordinary)
         return SpectralState(xp.stop_gradient(left), xp.stop_gradient(right))
 
     def compose(
-        self, xp: MatrixNamespace, direction: Array, state: SpectralState, gain: Array | None = None
+        self,
+        xp: MatrixNamespace,
+        direction: Array,
+        state: SpectralState,
+        gain: Array | None = None,
+        *,
+        axis: int = -1,
+        ordinary: bool = False,
     ) -> Array:
         """The weight ``(units, fan_in)`` for this state; ``gain`` is ``(1, 1)``, 1 if None."""
-        rows, scale = _scaled(xp, widen(xp, direction))
+        lines = widen(xp, direction)
+        scaled = _UNSCALED if ordinary else _scaled(xp, lines)
         left, right = (xp.stop_gradient(vector) for vector in state)
-        sigma = xp.matmul(xp.matmul(left, rows), xp.transpose(right, (1, 0)))
+        product = scaled.product(xp, left, lines, not axis)
+        sigma = xp.matmul(product, xp.transpose(right, (1, 0)))
         empty = sigma == 0
-        one = xp.ones_like(sigma)
-        size = xp.where(empty, one, sigma + self.epsilon / scale)
-        rows = xp.where(empty, xp.zeros_like(rows), rows)
-        return rows / size if gain is None else rows * (gain / size)
+        size = xp.where(empty, xp.ones_like(sigma), sigma + self.epsilon / scaled.scale)
+        factor = xp.where(empty, xp.zeros_like(sigma), (xp.ones_like(sigma) if gain is None else gain) / size)
+        return (lines if scaled.inverse is None else lines * scaled.inverse) * factor
 
 
 def spectral_error(weight: npt.ArrayLike, state: SpectralState) -> float:
@@ -99,14 +119,41 @@ def _sigma_in_float64(rows: npt.NDArray[Any], state: SpectralState) -> npt.NDArr
     return np.asarray(left @ rows.astype("float64") @ right.T)
 
 
-def _scaled(xp: MatrixNamespace, rows: Array) -> tuple[Array, Array]:
-    """The matrix over a power of two near its largest magnitude, and that power ``(1, 1)``."""
-    values, scale, _ = scale_rows(xp, xp.reshape(rows, (1, rows.shape[0] * rows.shape[1])))
-    return xp.reshape(values, (rows.shape[0], rows.shape[1])), scale
+class _Scaled(NamedTuple):
+    """A power of two near the largest magnitude of a matrix, and its inverse, or 0 for no numbers: ``(1, 1)``.
+
+    Or 1 and None: then nothing is scaled.
+    """
+
+    scale: Array | float
+    inverse: Array | None
+
+    def product(self, xp: MatrixNamespace, row: Array, matrix: Array, turned: bool) -> Array:
+        """``row @ matrix / scale``, or with the matrix turned, without a second matrix and without overflow."""
+        if self.inverse is None:
+            return _product(xp, row, matrix, turned)
+        # Half of the scale in front and half of it behind, or small numbers of the row would become zeros.
+        root = xp.sqrt(self.scale)
+        return _product(xp, row * (root * self.inverse), matrix, turned) / root
 
 
-def _unit_or(xp: MatrixNamespace, row: Array, otherwise: Array) -> Array:
-    values = scale_rows(xp, row).values
+_UNSCALED = _Scaled(1.0, None)
+
+
+def _scaled(xp: MatrixNamespace, matrix: Array) -> _Scaled:
+    largest = xp.stop_gradient(xp.max(xp.abs(matrix), axis=-1, keepdims=True))
+    return _Scaled(*scale_rows(xp, xp.reshape(largest, (1, -1)))[1:])
+
+
+def _product(xp: MatrixNamespace, row: Array, matrix: Array, turned: bool) -> Array:
+    """``row @ matrix``, or ``row @ matrix.T`` without turning the matrix."""
+    if not turned:
+        return xp.matmul(row, matrix)
+    return xp.reshape(xp.matmul(matrix, xp.reshape(row, (-1, 1))), (1, -1))
+
+
+def _unit_or(xp: MatrixNamespace, row: Array, otherwise: Array, ordinary: bool) -> Array:
+    values = row if ordinary else scale_rows(xp, row).values
     square = xp.sum(values * values, axis=-1, keepdims=True)
     empty = square <= 0
     return xp.where(empty, otherwise, values / xp.sqrt(xp.where(empty, xp.ones_like(square), square)))
