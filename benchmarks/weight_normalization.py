@@ -25,14 +25,14 @@ SECTIONS = {
 
 def _measured(section: str, rounds: int) -> list[dict[str, Any]]:
     from measure import in_turn, spread, times_as_fast
-    from normalized.form import LAYERS, MODES
+    from normalized.form import LAYERS
 
-    forms_of = import_module(SECTIONS[section]).forms
+    module = import_module(SECTIONS[section])
     rows = []
     for layer in LAYERS:
         row: dict[str, Any] = {"layer": layer.name}
-        for mode in MODES:
-            forms = forms_of(layer, compiled=mode == "compiled")
+        for mode in module.MODES:
+            forms = module.forms(layer, compiled=mode == "compiled")
             seconds = in_turn({form.name: form.step for form in forms}, repeats=rounds, warmup=5)
             row[mode] = {
                 form.name: {

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-MODES = ("eager", "compiled")
-
 
 @final
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from normalized.form import Form, Layer
 from refold.paddle import spectral_normalization, weight_normalization
 
 PACKAGES = ("paddlepaddle",)
+MODES = ("eager", "compiled")
 
 
 def _ways(layer: Layer) -> dict[str, tuple[str, Callable[[Any], Any]]]:

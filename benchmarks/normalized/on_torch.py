@@ -18,6 +18,7 @@ from refold.torch import spectral_normalization, weight_normalization
 from refold.weights import TimmStandardization
 
 PACKAGES = ("torch", "timm")
+MODES = ("eager", "compiled")
 
 
 class _FormulaOfTimm(nn.Linear):

@@ -39,7 +39,7 @@ def section(result: Mapping[str, Any]) -> list[str]:
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each measured layer and mode, and its forms."""
     for row in rows:
-        for mode in MODES:
+        for mode in (mode for mode in MODES if mode in row):
             yield f"{row['layer']}, {mode}", row[mode]
 
 

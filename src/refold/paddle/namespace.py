@@ -49,7 +49,7 @@ class _Paddle:
 
     def sum(self, x: Any, *, axis: int, keepdims: bool) -> Any:
         """The sum along an axis."""
-        if axis == 0 and keepdims and x.ndim == 2 and x.place.is_cpu_place():
+        if axis == 0 and keepdims and paddle.in_dynamic_mode() and x.ndim == 2 and x.place.is_cpu_place():
             # Paddle's own takes many times as long on a CPU.
             return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)
         return paddle.sum(x, axis=axis, keepdim=keepdims)

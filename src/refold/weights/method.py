@@ -104,7 +104,8 @@ class Normalization(ABC):
             mean = None
         empty = square <= 0
         one = xp.ones_like(square)
-        inverse = xp.where(empty, xp.zeros_like(square), inverse)
+        if ordinary:
+            inverse = xp.where(empty, xp.zeros_like(square), inverse)
         norm = xp.sqrt(xp.where(empty, one, square))
         size = self.size(xp, norm, rows.shape[axis], scale)
         return Measured(values, scale, inverse, norm, Size(xp.where(empty, one, size.value), size.slope), mean)
