@@ -414,15 +414,16 @@ def test_gradients_to_second_order_are_those_of_the_steps(name: str, kind: str) 
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("largest", [1.0, 1e30, 1e37])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_rows_of_every_size_at_once_are_finite_forward_and_backward(name: str) -> None:
-    sizes = np.array([0.0, 1e-45, 1e-40, 1e-30, 1.0, 1e30, 1e37])
+def test_rows_of_every_size_at_once_are_finite_forward_and_backward(name: str, largest: float) -> None:
+    sizes = np.array([0.0, 1e-45, 1e-40, 1e-30, 1.0, largest])
     pattern = np.array([1.0, -2.0, 3.0, -4.0, 5.0, 0.5])[:, None]
-    layer = nn.Linear(6, 7)
+    layer = nn.Linear(6, 6)
     layer.weight.set_value((pattern * sizes).astype("float32"))
     weight_normalization(layer, normalizer=method(name, 0.0))
     made = layer.weight.numpy()
-    np.testing.assert_allclose(made[:, 3:] / sizes[3:], np.broadcast_to(pattern, (6, 4)), rtol=3e-6)
+    np.testing.assert_allclose(made[:, 3:] / sizes[3:], np.broadcast_to(pattern, (6, 3)), rtol=3e-6)
     assert np.all(made[:, :3] == 0)
     (layer.weight * paddle.to_tensor(np.minimum(1, 1 / np.maximum(sizes, 1)).astype("float32"))).sum().backward()
     for part in (layer.weight_v, layer.weight_g):
