@@ -45,13 +45,8 @@ def compose(
 
 def is_ordinary(least: float, most: float, dtype: torch.dtype) -> bool:
     """Whether norms between these have squares as far from overflow as from underflow. A NaN never is."""
-    bound = ordinary_bound(dtype)
-    return 1 / bound < least and most < bound
-
-
-def ordinary_bound(dtype: torch.dtype) -> float:
-    """The largest norm that :func:`is_ordinary`; the smallest is its inverse."""
-    return float(torch.finfo(dtype).max ** 0.375)
+    bound = torch.finfo(dtype).max ** 0.375
+    return bool(1 / bound < least and most < bound)
 
 
 def _is_plain(direction: Tensor, rows: Rows) -> bool:
