@@ -133,6 +133,8 @@ def pulled(xp: Namespace, measured: Measured, gain: Array | None, cotangent: Arr
     inside = cotangent
     if measured.mean is not None:
         inside = cotangent - xp.mean(cotangent, axis=axis, keepdims=True)
+        # What rounding left of a large mean would move the mean of the direction, which nothing brings back.
+        inside = inside - xp.mean(inside, axis=axis, keepdims=True)
     radial = by_gain * (slope / measured.norm)
     direction = (inside - measured.values * radial) * (factor * measured.inverse)
     return Pulled(direction, by_gain)
