@@ -33,7 +33,7 @@ def _loop(count: Any, *, goes_on: bool = True, stacks: bool = False) -> onnx.Mod
     return finished(b, *(found if stacks else [found]), ranks=5 if stacks else 4)
 
 
-@pytest.mark.parametrize("count", [None, 2**62, 2**13])
+@pytest.mark.parametrize("count", [None, 2**62])
 def test_endless_loops_fold_and_are_proved_without_being_run(count: int | None) -> None:
     model = _loop(count)
     plain = refold.fold(model)
