@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import final
 from weakref import ref
@@ -83,7 +84,7 @@ def magnitude(array: Array) -> float:
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class AffineConv:
     """``y = K * x + b`` on ``(batch, channels, *space)``, the neural network's convolution
     (a correlation: nothing is flipped).
@@ -134,17 +135,17 @@ class AffineConv:
         """Number of weights, the bias not counted."""
         return prod(self.weights.shape)
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """Every output position reads its own input position only."""
         return all(window.is_unit for window in self.windows)
 
-    @property
+    @cached_property
     def is_channelwise(self) -> bool:
         """Every output channel reads its own input channel only."""
         return self.groups == self.channels_out == self.channels_in
 
-    @property
+    @cached_property
     def is_scale(self) -> bool:
         """A factor per channel (and a bias): what a batch norm is in inference."""
         return self.is_channelwise and self.is_pointwise
@@ -154,12 +155,12 @@ class AffineConv:
         """It reads zeros between its inputs: a transposed convolution with a stride."""
         return any(window.spread > 1 for window in self.windows)
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """The linear part leaves every tensor as it is (the bias is another matter)."""
         return self.is_scale and bool(np.all(self.kernel == 1.0))
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """Number of positions that one output reads in each of its input channels."""
         return prod(window.taps for window in self.windows)

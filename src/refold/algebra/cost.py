@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import final
@@ -59,6 +60,17 @@ class Cost:
     def is_dearer_than(self, other: Cost) -> bool:
         """More multiply-adds or more operators: a trade that no plan makes."""
         return self.multiply_adds > other.multiply_adds or self.operators > other.operators
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    multiply_adds = moved = operators = idle = 0
+    for cost in costs:
+        multiply_adds += cost.multiply_adds
+        moved += cost.bytes
+        operators += cost.operators
+        idle += cost.idle
+    return Cost(multiply_adds, moved, operators, idle)
 
 
 @final

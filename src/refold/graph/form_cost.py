@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from refold.algebra.affine import AffineConv
-from refold.algebra.cost import Cost, convolution_cost, elementwise_cost, sum_cost, turn_cost
+from refold.algebra.cost import Cost, convolution_cost, elementwise_cost, sum_cost, total, turn_cost
 from refold.algebra.refusal import Refusal
 from refold.graph.forms import FormBuilder
 from refold.graph.graph import AffineForm, Dialect, Value
@@ -29,7 +29,7 @@ def form_cost(
     """What it costs to compute ``output``, with its channels on ``axis``, from the leaves of ``form``; and why
     the framework cannot say it, if it cannot."""
     positions = prod(_without(output.nominal, axis))
-    cost = Cost()
+    costs: list[Cost] = []
     refusal = None
     bias_has_a_place = not np.any(form.bias)
     for name, term in form.terms.items():
@@ -37,24 +37,26 @@ def form_cost(
         axes = builder.axes[name], axis
         before, after, takes_bias = _turns(builder.graph.dialect, term, *axes, len(output.shape))
         if before:
-            cost += turn_cost(leaf.nominal, leaf.itemsize)
+            costs.append(turn_cost(leaf.nominal, leaf.itemsize))
         if after:
-            cost += turn_cost(output.nominal, output.itemsize)
+            costs.append(turn_cost(output.nominal, output.itemsize))
         if not term.is_identity:
             beside = helpers(term, builder.space(name))
             if isinstance(beside, Refusal):
                 refusal, beside = beside, 0
             read = _padded(leaf.nominal, builder.axes[name], term) if beside else leaf.nominal
             if beside:
-                cost += elementwise_cost([leaf.nominal], read, leaf.itemsize)
-            cost += Cost(operators=max(beside - 1, 0))
-            cost += convolution_cost(term, prod(read), positions, leaf.itemsize)
+                costs.append(elementwise_cost([leaf.nominal], read, leaf.itemsize))
+            if beside > 1:
+                costs.append(Cost(operators=beside - 1))
+            costs.append(convolution_cost(term, prod(read), positions, leaf.itemsize))
             bias_has_a_place = bias_has_a_place or takes_bias
     if len(form.terms) > 1:
-        cost += sum_cost(len(form.terms), output.nominal, output.itemsize, builder.graph.dialect.adds_pairs)
+        pairwise = builder.graph.dialect.adds_pairs
+        costs.append(sum_cost(len(form.terms), output.nominal, output.itemsize, pairwise))
     if not bias_has_a_place:
-        cost += elementwise_cost([output.nominal], output.nominal, output.itemsize)
-    return cost, refusal
+        costs.append(elementwise_cost([output.nominal], output.nominal, output.itemsize))
+    return total(costs), refusal
 
 
 def _turns(dialect: Dialect, conv: AffineConv, axis_in: int, axis_out: int, rank: int) -> tuple[bool, bool, bool]:

@@ -94,9 +94,10 @@ class FormBuilder:
                 return Refusal(reason)
         if isinstance(form, Refusal):
             return form
-        if not np.all(np.abs(form.bias) <= self.graph.largest):
+        if form.bias.size and not magnitude(form.bias) <= self.graph.largest:  # nor is NaN
             return Refusal(NOT_FINITE)
-        return replace(form, nodes=(*dict.fromkeys(name for f in forms for name in f.nodes), node.name))
+        nodes = (*dict.fromkeys(name for f in forms for name in f.nodes), node.name)
+        return AffineForm(form.terms, form.bias, form.laws, nodes)
 
     def parts(self, node: Node, inputs: Sequence[Parts]) -> Iterator[Parts]:
         """All that ``node``'s output is, given its inputs: one form, and forms one behind the other."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import final
 
 import numpy as np
@@ -35,8 +35,13 @@ class Value:
     @property
     def itemsize(self) -> int:
         """Bytes of one element, from the digits at the end of the name of its type."""
-        digits = "".join(character for character in self.dtype if character.isdigit())
-        return max(int(digits[-2:] or 32) // 8, 1)
+        return _itemsize(self.dtype)
+
+
+@cache
+def _itemsize(dtype: str) -> int:
+    digits = "".join(character for character in dtype if character.isdigit())
+    return max(int(digits[-2:] or 32) // 8, 1)
 
 
 # ---- What a node may do. A closed family: functions `match` on it. -----------------------------------

@@ -14,7 +14,7 @@ from typing import final
 
 import numpy as np
 
-from refold.algebra.cost import Cost, elementwise_cost
+from refold.algebra.cost import Cost, elementwise_cost, total
 from refold.algebra.refusal import Refusal
 from refold.graph.form_cost import Helpers, form_cost, no_helpers
 from refold.graph.forms import NOT_FINITE, FormBuilder, Parts, can_be_stored, form_builder
@@ -57,11 +57,11 @@ class Cut:
     cost: Cost
     refusal: Refusal | None = None
     is_concat: bool = False
+    leaves: frozenset[str] = field(init=False)
+    """The values that it reads."""
 
-    @property
-    def leaves(self) -> frozenset[str]:
-        """The values that it reads."""
-        return frozenset(name for form in self.parts for name in form.terms)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", frozenset(name for form in self.parts for name in form.terms))
 
     @property
     def may_be_chosen(self) -> bool:
@@ -84,6 +84,7 @@ class _Search:
     cuts: dict[str, list[Cut]] = field(default_factory=dict)
     chosen: dict[str, Cut | None] = field(default_factory=dict)
     flow: dict[str, float] = field(default_factory=dict)
+    flows: dict[Cut, float] = field(default_factory=dict)
     by_name: dict[str, Node] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,12 +138,13 @@ class _Search:
     def _flow_of(self, cut: Cut) -> float:
         """What a cut costs with all that it reads, shared by whoever reads that (the area flow of technology
         mapping: Manohararajah, Brown and Vranesic 2006); infinite if it is dearer than all that it replaces."""
-        replaced = Cost()
-        for name in dict.fromkeys(name for form in cut.parts for name in form.nodes):
-            replaced += self.by_name[name].cost
-        if cut.cost.is_dearer_than(replaced):
-            return float("inf")
-        return cut.cost.estimate + sum(self.flow.get(leaf, 0.0) for leaf in cut.leaves)
+        if cut not in self.flows:  # what it reads comes before it, and has its flow by now
+            replaced = total(
+                self.by_name[name].cost for name in {name for form in cut.parts for name in form.nodes}
+            )
+            own = cut.cost.estimate + sum(self.flow.get(leaf, 0.0) for leaf in cut.leaves)
+            self.flows[cut] = float("inf") if cut.cost.is_dearer_than(replaced) else own
+        return self.flows[cut]
 
     def _promise(self, cut: Cut) -> tuple[bool, float, float]:
         """What cuts in parts are ordered by, the best first: among equal flows (but for rounding, in nanoseconds)
@@ -184,20 +186,20 @@ class _Search:
         """What ``node`` gives, computed from the leaves of ``parts``."""
         output = self.graph.values[node.output]
         axis = self.builder.axes[node.output]
+        if len(parts) == 1:
+            cost, refusal = form_cost(self.builder, self.helpers, parts[0], output, axis)
+            return Cut(parts, cost, refusal)
         cost = Cost()
         refusals = []
         shapes = []
         for form in parts:
-            size = form.bias.size if len(parts) > 1 else output.nominal[axis]
-            shapes.append((*output.nominal[:axis], size, *output.nominal[axis + 1 :]))
+            shapes.append((*output.nominal[:axis], form.bias.size, *output.nominal[axis + 1 :]))
             own, refusal = form_cost(self.builder, self.helpers, form, replace(output, nominal=shapes[-1]), axis)
             cost += own
             refusals += [refusal] if refusal else []
-        if len(parts) > 1:
-            joined = elementwise_cost(shapes, output.nominal, output.itemsize)
-            cost += replace(joined, multiply_adds=0)
-        is_concat = len(parts) > 1 and isinstance(node.op, Concat)
-        return Cut(parts, cost, next(iter(refusals), None), is_concat)
+        joined = elementwise_cost(shapes, output.nominal, output.itemsize)
+        cost += replace(joined, multiply_adds=0)
+        return Cut(parts, cost, next(iter(refusals), None), isinstance(node.op, Concat))
 
     def _leaves(self, value: str, chosen: Choice) -> tuple[str, ...]:
         cut = chosen[value]
@@ -221,10 +223,7 @@ class _Search:
         return seen
 
     def _total(self, roots: tuple[str, ...], chosen: Choice) -> Cost:
-        total = Cost()
-        for name in self._computed(roots, chosen):
-            total += self._value_cost(name, chosen)
-        return total
+        return total(self._value_cost(name, chosen) for name in self._computed(roots, chosen))
 
     # ---- search ----------------------------------------------------------------------------------
 
@@ -254,18 +253,18 @@ class _Search:
         required = frozenset(self.graph.required)
         roots = tuple(name for name in component if name in required)
         state = {name: self.chosen[name] for name in component}
-        total = self._total(roots, state)
+        cost = self._total(roots, state)
         improved = True
         while improved:
             improved = False
             for name in reversed(component):
-                while better := self._best_step(name, state, total, roots):
-                    state, total = better
+                while better := self._best_step(name, state, cost, roots):
+                    state, cost = better
                     improved = True
         self.chosen.update(state)
 
     def _best_step(
-        self, name: str, state: dict[str, Cut | None], total: Cost, roots: tuple[str, ...]
+        self, name: str, state: dict[str, Cut | None], before: Cost, roots: tuple[str, ...]
     ) -> tuple[dict[str, Cut | None], Cost] | None:
         """The step at ``name`` that leaves the fewest operators, the cheapest of these; None if none is better.
 
@@ -275,7 +274,7 @@ class _Search:
         for changes in self._steps(name, state, roots):
             changed = {**state, **changes}
             cost = self._total(roots, changed)
-            if cost.estimate >= total.estimate or cost.is_dearer_than(total):
+            if cost.estimate >= before.estimate or cost.is_dearer_than(before):
                 continue
             if best is None or (cost.operators, cost.estimate) < (best[1].operators, best[1].estimate):
                 best = changed, cost
