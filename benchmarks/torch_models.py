@@ -3,7 +3,9 @@
 Run with ``make bench-torch``, which sets up an environment of its own (timm needs torchvision). Every network has
 random weights and random batch norm statistics. Counted is what runs: the kernels that torch dispatches for one
 image, without views. Timed are the forms in turn (A B A B ...), eagerly, compiled and in ONNX Runtime; a ratio is
-the median over the pairs. Networks that are named on the command line are measured anew, others keep their rows.
+the median over the pairs. Folding and copying are timed in turn, too, and what is written is the median.
+Networks that are named on the command line are measured anew, others keep their rows; with ``--folding`` nothing
+but the time that folding takes is.
 Peers: ``timm.utils.reparameterize_model``, which calls the fold that each of its blocks brings along, and
 ``torch.fx.experimental.optimization.fuse``. Writes ``benchmarks/results/torch_models.json``.
 """
@@ -13,11 +15,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import statistics
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import measure
@@ -96,10 +97,19 @@ def measured(model: Any, x: Any, exact: Any) -> dict[str, Any]:
     }
 
 
-def timed(make: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    made = make()
-    return made, time.perf_counter() - start
+def by_hand(model: Any) -> Any:
+    """What timm makes of a network."""
+    return reparameterize_model(copy.deepcopy(model)).eval()
+
+
+def folding(model: Any, x: Any) -> dict[str, float]:
+    """The seconds that copying a network takes, and that folding it does."""
+    calls = {
+        "copy": lambda: copy.deepcopy(model),
+        "refold": lambda: refold.fold(model, x),
+        "timm": lambda: by_hand(model),
+    }
+    return {name: statistics.median(took) for name, took in measure.in_turn(calls, repeats=5, warmup=1).items()}
 
 
 def ratio(one: Any, two: Any, x: Any, repeats: int) -> measure.Spread:
@@ -138,22 +148,25 @@ def fused(model: Any) -> Any:
         return None
 
 
-def row(name: str, repeats: int) -> dict[str, Any]:
+def network(name: str) -> tuple[Any, Any]:
+    """A network, and an image for it."""
     model = randomize(timm.create_model(name))
-    x = torch.randn(1, *model.default_cfg["input_size"], generator=torch.Generator().manual_seed(1))
+    return model, torch.randn(1, *model.default_cfg["input_size"], generator=torch.Generator().manual_seed(1))
+
+
+def row(name: str, repeats: int) -> dict[str, Any]:
+    model, x = network(name)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double())
-    _, copying = timed(lambda: copy.deepcopy(model))
-    ours, folding = timed(lambda: refold.fold(model, x))
-    theirs, by_hand = timed(lambda: reparameterize_model(copy.deepcopy(model)).eval())
-    by_fx = fused(model)
+    ours, theirs, by_fx = refold.fold(model, x), by_hand(model), fused(model)
+    seconds = folding(model, x)
     found = {
         "network": name,
         "original": measured(model, x, exact),
-        "refold": {**measured(ours, x, exact), "seconds": folding},
-        "timm": {**measured(theirs, x, exact), "seconds": by_hand},
+        "refold": {**measured(ours, x, exact), "seconds": seconds["refold"]},
+        "timm": {**measured(theirs, x, exact), "seconds": seconds["timm"]},
         "fx": None if by_fx is None else measured(by_fx, x, exact),
-        "copy_seconds": copying,
+        "copy_seconds": seconds["copy"],
         "faster_than_original": ratio(model, ours, x, repeats),
         "faster_than_timm": ratio(theirs, ours, x, repeats),
         "faster_in_onnxruntime": onnx_ratio(model, ours, x, repeats),
@@ -165,11 +178,29 @@ def row(name: str, repeats: int) -> dict[str, Any]:
     return found
 
 
+def with_folding(found: dict[str, Any]) -> dict[str, Any]:
+    """A row with the times of folding measured anew."""
+    seconds = folding(*network(found["network"]))
+    print(found["network"], seconds, flush=True)
+    forms = {form: {**found[form], "seconds": seconds[form]} for form in ("refold", "timm")}
+    return {**found, **forms, "copy_seconds": seconds["copy"]}
+
+
 def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     environment = {**measure.environment("torch", "timm", "onnxruntime"), "threads": torch.get_num_threads()}
     before = measure.read("torch_models")
+    if sys.argv[1:2] == ["--folding"]:
+        # On another machine, or with another torch, the rest of a row would not belong to it.
+        same = all(before[key] == environment[key] for key in ("machine", "python", "threads"))
+        known = {name: version.partition("+")[0] for name, version in before["versions"].items()}  # cu130
+        if not same or not known.items() <= environment["versions"].items():
+            raise SystemExit("the rows were measured elsewhere: measure them whole")
+        names = sys.argv[2:] or NETWORKS
+        rows = [with_folding(found) if found["network"] in names else found for found in before["rows"]]
+        measure.write("torch_models", {**before, "rows": rows})
+        return 0
     kept = before["rows"] if all(before.get(key) == value for key, value in environment.items()) else []
     rows = {found["network"]: found for found in kept}
     for name in sys.argv[1:] or NETWORKS:
