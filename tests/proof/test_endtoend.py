@@ -11,15 +11,28 @@ import pytest
 from proof.models import check, fused, normal, stack
 from proof.numpy_frontend import FRONTEND, Model, batch_norm, conv, step
 from refold.errors import InputError
+from refold.graph.graph import Graph
 from refold.proof import Verdict
-from refold.proof.endtoend import input_sets, measure
+from refold.proof.endtoend import Inputs, input_sets, left_out, measure, random_input, together
 
 Array = Any
 
 
+def sets_of(graph: Graph, given: list[Array] | None = None) -> list[Inputs]:
+    rng = np.random.default_rng(0)
+    real = [random_input(graph.values[name], rng, 1) for name in graph.inputs]
+    return input_sets(graph, given, real, real, rng)
+
+
+def graph_of(inputs: dict[str, tuple[int | None, ...]]) -> Graph:
+    graph = FRONTEND.lift(Model(inputs, (step("y", "relu", "x"),), ("y",))).graph
+    # The stand-in leaves every batch free.
+    values = {n: replace(v, shape=(inputs["x"][:1] or v.shape[:1]) + v.shape[1:]) for n, v in graph.values.items()}
+    return replace(graph, values=values)
+
+
 def sets(inputs: dict[str, tuple[int | None, ...]], given: list[Array] | None = None) -> dict[str, list[Array]]:
-    lifted = FRONTEND.lift(Model(inputs, (step("y", "relu", "x"),), ("y",)))
-    return {s.name: list(s.arrays) for s in input_sets(lifted.graph, given, np.random.default_rng(0))}
+    return {s.name: list(s.arrays) for s in sets_of(graph_of(inputs), given)}
 
 
 def test_all_kinds_of_inputs_are_there() -> None:
@@ -38,7 +51,7 @@ def test_all_kinds_of_inputs_are_there() -> None:
         "sizes of 1",
     ]
     shapes = {name: arrays[0].shape for name, arrays in found.items()}
-    assert shapes["normal"] == (2, 3, 12, 12)
+    assert shapes["normal"] == (1, 3, 12, 12)
     assert shapes["zeros"] == (1, 3, 12, 12)
     assert shapes["odd sizes"] == (3, 3, 15, 15)
     assert shapes["sizes of 1"] == (1, 3, 1, 1)
@@ -56,13 +69,112 @@ def test_sizes_that_are_fixed_stay() -> None:
     found = sets({"x": (None, 3, 8, 8)})
     assert "odd sizes" not in found
     assert {arrays[0].shape[1:] for arrays in found.values()} == {(3, 8, 8)}
-    assert {len(arrays[0]) for arrays in found.values()} == {1, 2}
+    assert {len(arrays[0]) for arrays in found.values()} == {1}
+
+
+def test_where_sizes_are_free_small_ones_do_but_for_one() -> None:
+    graph = graph_of({"x": (None, 3, None, None)})
+    normal, small = np.ones((1, 3, 12, 12), "float32"), np.ones((1, 3, 8, 8), "float32")
+    made = {s.name: s for s in input_sets(graph, None, [normal], [small], np.random.default_rng(0))}
+    shapes = {name: inputs.arrays[0].shape[-1] for name, inputs in made.items()}
+    assert (shapes.pop("normal"), shapes.pop("odd sizes"), shapes.pop("sizes of 1")) == (12, 11, 1)
+    assert set(shapes.values()) == {8}
+    # Whether the runtime takes such a size as well is not known.
+    assert not made["zeros"].must_run
+
+
+def test_single_examples_are_run_together_where_batches_are_free() -> None:
+    def groups(shape: tuple[int | None, ...]) -> list[list[str]]:
+        graph = graph_of({"x": shape})
+        return [[inputs.name for inputs in group] for group in together(graph, sets_of(graph))]
+
+    names = ["uniform", "zeros", "ones", "large", "subnormal", "one in a corner", "one in the middle"]
+    assert groups((None, 3, 8, 8)) == [["normal"], names]
+    assert groups((None, 3, None, None)) == [["normal"], names, ["odd sizes"], ["sizes of 1"]]
+    assert groups((1, 3, 8, 8)) == [["normal"], *([name] for name in names)]
+    # No more of them than fit into some memory.
+    assert groups((None, 1000, 200, 200)) == [["normal"], *(names[i : i + 2] for i in (0, 2, 4, 6))]
+
+
+def test_what_is_found_together_is_what_is_found_of_each_alone() -> None:
+    inputs = {"x": (None, 2, 8)}
+    before = Model(inputs, (conv("y", "x", np.eye(2, dtype="float32")[:, :, None]),), ("y",))
+    after = before.edited("y", w=before.steps[0].weights["w"] * np.float32(1.5))
+    one, two = FRONTEND.lift(before), FRONTEND.lift(after)
+    group = next(group for group in together(one.graph, sets_of(one.graph)) if len(group) > 1)
+    joint = measure(FRONTEND, one, two, group, proved=True)
+    alone = [found for inputs in group for found in measure(FRONTEND, one, two, [inputs], proved=True)]
+    assert [found.inputs for found in joint] == [inputs.name for inputs in group]
+    for a, b in zip(joint, alone, strict=True):
+        assert [r.output for r in a.results] == [r.output for r in b.results]
+        for x, y in zip(a.results, b.results, strict=True):
+            assert x.inputs == y.inputs == a.inputs
+            assert x.max_error == pytest.approx(y.max_error, rel=1e-5)
+    errors = [found.results[0].max_error for found in joint]
+    assert len(set(errors)) == 5  # one is as far off in a corner as in the middle, and as ones
+
+
+def test_a_fault_on_one_kind_of_input_is_found_there_and_only_there() -> None:
+    """As what a runtime makes of large numbers: infinity in one model only."""
+    inputs = {"x": (None, 2, 8)}
+    before = Model(inputs, (conv("y", "x", np.eye(2, dtype="float32")[:, :, None]),), ("y",))
+
+    class Overflows(type(FRONTEND)):  # type: ignore[misc]
+        def run(self, lifted: Any, arrays: Any, **options: Any) -> Any:
+            found = super().run(lifted, arrays, **options)
+            return found if lifted is one else [np.where(np.abs(found[0]) > 100, np.inf, found[0])]
+
+    one, two = FRONTEND.lift(before), FRONTEND.lift(before)
+    group = next(group for group in together(one.graph, sets_of(one.graph)) if len(group) > 1)
+    found = measure(Overflows(), one, two, group, proved=True)
+    wrong = {measurement.inputs for measurement in found if measurement.results[0].verdict is Verdict.REFUTED}
+    assert wrong == {"large"}
+
+
+def test_examples_that_do_not_run_together_are_run_one_by_one() -> None:
+    case = stack(np.random.default_rng(3), blocks=1)
+    one, two = FRONTEND.lift(case.before), FRONTEND.lift(case.after)
+
+    class OneByOne(type(FRONTEND)):  # type: ignore[misc]
+        def run(self, lifted: Any, arrays: Any, **options: Any) -> Any:
+            if len(arrays[0]) > 1:
+                raise ValueError("one at a time")
+            return super().run(lifted, arrays, **options)
+
+    group = next(group for group in together(one.graph, sets_of(one.graph)) if len(group) > 1)
+    found = measure(OneByOne(), one, two, group, proved=True)
+    assert [measurement.inputs for measurement in found] == [inputs.name for inputs in group]
+    assert all(measurement.results[0].verdict is Verdict.MEASURED for measurement in found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((None, 3, None), []),
+        ((None, 3, 8), ["odd sizes, sizes of 1: the model takes one size only"]),
+        ((4, 3, None), ["other batch sizes: the model takes batches of 4 only"]),
+        (
+            (1,),
+            [
+                "other batch sizes: the model takes batches of 1 only",
+                "odd sizes, sizes of 1: the model takes one size only",
+            ],
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_said(shape: tuple[int | None, ...], expected: list[str]) -> None:
+    assert list(left_out(graph_of({"x": shape}))) == expected
+    if shape[0] is None:
+        model = Model({"x": shape}, (step("y", "relu", "x"),), ("y",))
+        notes = [note for note in check(model, model).notes if note.startswith("not measured on")]
+        assert notes == [f"not measured on {sentence}" for sentence in expected]
 
 
 def measured(before: Model, after: Model, name: str = "normal", **options: Any) -> Any:
     one, two = FRONTEND.lift(before), FRONTEND.lift(after)
-    chosen = next(s for s in input_sets(one.graph, None, np.random.default_rng(0)) if s.name == name)
-    return measure(FRONTEND, one, two, chosen, proved=False, **options)
+    chosen = next(s for s in sets_of(one.graph) if s.name == name)
+    (found,) = measure(FRONTEND, one, two, [chosen], proved=False, **options)
+    return found
 
 
 def test_an_error_beyond_the_original_is_refuted_on_zeros_too() -> None:
@@ -133,22 +245,24 @@ def test_an_original_that_does_not_run_at_its_own_size_is_an_error() -> None:
 
     model = stack(np.random.default_rng(0), blocks=1)
     one, two = FRONTEND.lift(model.before), FRONTEND.lift(model.after)
-    chosen = input_sets(one.graph, None, np.random.default_rng(0))[0]
+    chosen = sets_of(one.graph)[0]
     with pytest.raises(InputError, match="does not run"):
-        measure(Broken(), one, two, chosen, proved=True)
+        measure(Broken(), one, two, [chosen], proved=True)
 
 
 def test_a_tensor_of_whole_numbers_is_never_scaled() -> None:
     found = FRONTEND.lift(Model({"x": (None, 3)}, (step("y", "relu", "x"),), ("y",)))
     values = {"x": replace(found.graph.values["x"], dtype="int32"), "y": found.graph.values["y"]}
-    made = input_sets(replace(found.graph, values=values), None, np.random.default_rng(0))
-    assert [s.name for s in made] == ["normal", "batch of 1"]
+    graph = replace(found.graph, values=values)
+    made = sets_of(graph)
+    assert [(s.name, len(s.arrays[0])) for s in made] == [("normal", 1), ("batch of 3", 3)]
+    assert "whole numbers only" in list(left_out(graph))[-1]
     assert all(set(np.unique(s.arrays[0])) <= {0, 1} for s in made)
 
 
 @pytest.mark.parametrize("shape", [(), (None,), (3,), (None, 2)])
 def test_inputs_of_few_axes_are_measured_on_too(shape: tuple[int | None, ...]) -> None:
     graph = FRONTEND.lift(Model({"x": shape}, (step("y", "relu", "x"),), ("y",))).graph
-    made = {found.name: found.arrays[0] for found in input_sets(graph, None, np.random.default_rng(0))}
+    made = {found.name: found.arrays[0] for found in sets_of(graph)}
     assert made["one in a corner"].shape == made["zeros"].shape
     assert np.count_nonzero(made["one in a corner"]) == max(int(np.prod(made["zeros"].shape[:1])), 1)

@@ -35,12 +35,13 @@ def evaluate(conv: AffineConv, x: npt.ArrayLike) -> Array:
     batch = data.shape[0]
     per_group = conv.channels_in // conv.groups
     patches = data.reshape(batch, conv.groups, per_group, *data.shape[2:])
-    # (batch, group, in, *outputs, *taps) -> (batch, group, outputs, in * taps)
-    patches = np.moveaxis(patches, 2, 2 + axes)
+    # (batch, group, in, *outputs, *taps) -> (group, batch * outputs, in * taps): one product for each group
+    patches = np.moveaxis(patches, (1, 2), (0, 2 + axes))
     count = int(np.prod(sizes))
     rows = conv.kernel.reshape(conv.groups, conv.channels_out // conv.groups, per_group * conv.taps)
-    product = patches.reshape(batch, conv.groups, count, per_group * conv.taps) @ rows.swapaxes(1, 2)
-    out = product.swapaxes(2, 3).reshape(batch, conv.channels_out, *sizes)
+    product = patches.reshape(conv.groups, batch * count, per_group * conv.taps) @ rows.swapaxes(1, 2)
+    product = product.reshape(conv.groups, batch, count, conv.channels_out // conv.groups)
+    out = product.transpose(1, 0, 3, 2).reshape(batch, conv.channels_out, *sizes)
     result: Array = out + conv.bias.reshape(-1, *(1,) * axes)
     return result
 

@@ -346,7 +346,7 @@ class Claims:
             assert finding.link is not None
             assert finding.evidence is not None
             try:
-                found = local(self.models, finding.link, finding.evidence, self.pairing.values)
+                found = local(self.models, finding.link, finding.evidence, self.pairing)
             except InputError:
                 continue
             if found is not None:

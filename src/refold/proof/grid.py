@@ -16,7 +16,7 @@ must then be clean on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -191,6 +191,30 @@ def _window(axis: Axis, window: Window) -> Axis:
         step * (reach - window.before) + axis.high,
         axis.of,
     )
+
+
+def shape_of(side: Side) -> Hashable:
+    """All that the functions here read of a region: two regions of which this is equal have the same grids,
+    whatever their values are called and their weights are."""
+    place = {leaf: (number, len(side.graph.values[leaf].shape)) for leaf, number in side.number.items()}
+    leaves = tuple(place[leaf] for leaf in side.cone.leaves)
+    names: dict[str, Hashable] = {leaf: side.number[leaf] for leaf in side.cone.leaves}
+    nodes = []
+    for count, node in enumerate(side.cone.nodes):
+        nodes.append((_moves(node), tuple(names[name] for name in node.inputs)))
+        names.update((name, (count, output)) for output, name in enumerate(node.outputs))
+    return leaves, tuple(nodes), names[side.cone.value]
+
+
+def _moves(node: Node) -> Hashable:
+    """An operator without its weights."""
+    match node.op:
+        case Affine(conv, axis):
+            return axis, conv.windows, conv.weights.shape, conv.groups
+        case Select(channels, axis):
+            return "select", len(channels), axis
+        case op:
+            return op
 
 
 # ---- choosing sizes ------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def spread_out(trial: Trial, grids: Grids) -> Spread | None:
         near = grid.spacing(trial.sides, grids.sizes[0])
         if near is None:
             return None
-        larger = grid.choose(trial.sides, trial.real, trial.known, slots * near)
+        larger = trial.grids(slots * near)
         if larger.free != grids.free:
             return None
         return Spread(larger.sizes[0], grid.places(trial.sides, larger.sizes[0], larger.free))

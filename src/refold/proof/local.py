@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod, sqrt
 
 import numpy as np
 
 from refold.frontend import AnyArray
+from refold.proof.pairing import Pairing
 from refold.proof.trial import EPS, Evidence, Link, Models, ratio, respond, roundoff
 
 
-def local(
-    models: Models, link: Link, evidence: Evidence, values: Mapping[str, AnyArray]
-) -> tuple[float, float] | None:
+def local(models: Models, link: Link, evidence: Evidence, pairing: Pairing) -> tuple[float, float] | None:
     """The largest error of a region on real values of its leaves, and its ratio to a bound that holds for
     every input; None if there are no values, or no bound is known."""
+    values = pairing.values
     if any(theirs[0] not in values for _, theirs in link.leaves) or not evidence.sums or evidence.bias is None:
         return None
     batches = [np.asarray(values[theirs[0]], dtype=np.float64) for _, theirs in link.leaves]
     with np.errstate(all="ignore"):
-        one = respond(models, link, batches, 0)[link.before.value]
-        two = respond(models, link, batches, 1)[link.after.value]
+        # Both were computed from these leaves already, if the leaves are where the second model was given the
+        # original's values.
+        one, two = values.get(link.before.value), pairing.seen.get(link.after.value)
+        if one is None:
+            one = respond(models, link, batches, 0)[link.before.value]
+        if two is None or not all(pairing.pins.get(mine) in theirs for mine, theirs in link.leaves):
+            two = respond(models, link, batches, 1)[link.after.value]
         if one.shape != two.shape or not np.isfinite(one).all():
             return None
         difference = np.abs(two - one)

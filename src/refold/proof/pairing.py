@@ -1,15 +1,15 @@
 """Which value of one model stands for which value of the other.
 
-Only guesses are made here. Both models run once in float64 on the same random input; values that
-agree are taken for counterparts. Every guess that is used must then be proved, so a wrong one can cost
-a proof but never give a false one. Where the models part, the operators are paired by what they are and
-in which order they come, and everything behind goes on from the original's values, so that a fault
-stays where it is.
+Only guesses are made here. Both models run once in float64 on the same random input, as small as sizes
+that are free allow; values that agree are taken for counterparts. Every guess that is used must then be
+proved, so a wrong one can cost a proof but never give a false one. Where the models part, the operators are
+paired by what they are and in which order they come, and everything behind goes on from the original's
+values, so that a fault stays where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -17,9 +17,9 @@ import numpy as np
 
 from refold.errors import InputError
 from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
-from refold.graph.graph import Affine, Graph, Node, Opaque
+from refold.graph.graph import Affine, Graph, Node, Opaque, Value
 from refold.proof.cone import ranks
-from refold.proof.digest import Keys, same_parameters
+from refold.proof.digest import Key, Keys, same_parameters
 
 # Values agree loosely up to this part of their largest entry: rounded weights of many layers may lie
 # between. What agrees best is taken, and all that agree about as well.
@@ -27,6 +27,8 @@ _LOOSE = 1e-2
 _TIGHT = 1e-6
 _SAMPLE = 512
 _MOST_BYTES = 2**31
+# Sizes that are tried where any size will do, until none of the model's own has shrunk to nothing.
+_SMALL = (8, 16, 32, 64)
 
 
 @final
@@ -34,12 +36,16 @@ _MOST_BYTES = 2**31
 class Pairing:
     """``counterparts`` lists, for values of the second model, values of the original that seem equal,
     the likeliest first; ``reads`` are the pairs of values that paired operators read at the same place.
-    ``values`` are the original's in float64 on the random input; empty, with ``why_no_values``, where
-    they could not be computed. ``u`` is the unit roundoff of the coarsest constants of either model."""
+    ``values`` are the original's in float64 on the random ``inputs``; empty, with ``why_no_values``, where
+    they could not be computed. ``seen`` are the second model's, where it goes on from the original's values
+    at the ``pins``. ``u`` is the unit roundoff of the coarsest constants of either model."""
 
     counterparts: Mapping[str, tuple[str, ...]]
     reads: frozenset[tuple[str, str]]
+    inputs: Sequence[AnyArray]
     values: Mapping[str, AnyArray]
+    seen: Mapping[str, AnyArray]
+    pins: Mapping[str, str]
     why_no_values: str = ""
     u: float = 0.0
 
@@ -47,7 +53,8 @@ class Pairing:
 def pair(
     frontend: Frontend, before: Lifted, after: Lifted, inputs: Sequence[AnyArray], keys: tuple[Keys, Keys]
 ) -> Pairing:
-    """Pair the values of two models of the same interface."""
+    """Pair the values of two models of the same interface. ``inputs`` are random ones of the real size, of which
+    a piece may do."""
     search = _Search(frontend, before, after, inputs, keys)
     search.run()
     return search.result()
@@ -85,10 +92,14 @@ class _Search:
             default=0.0,
         )
         self.loose, self.tight = max(_LOOSE, 64 * u), max(_TIGHT, 16 * u)
-        self.values = self._evaluate(self.before, dict(zip(graph.inputs, self.inputs, strict=True)))
+        self._run_original()
         self._sample()
         others = [node for node in self.after.graph.nodes if isinstance(node.op, Opaque)]
         self.pins = dict(zip(self.after.graph.inputs, graph.inputs, strict=True))
+        if not self._match_in_order(others):
+            self._search(others)
+
+    def _search(self, others: Sequence[Node]) -> None:
         while True:
             self.seen = self._evaluate_after()
             for node in others:
@@ -121,7 +132,7 @@ class _Search:
         for mine, theirs in (*reads, *ends):
             if theirs not in found.get(mine, ()):
                 found[mine] = (*found.get(mine, ()), theirs)
-        return Pairing(found, frozenset(reads), self.values, self.why, self.u)
+        return Pairing(found, frozenset(reads), self.inputs, self.values, self.seen, self.pins, self.why, self.u)
 
     def _follow_wires(self, found: dict[str, tuple[str, ...]]) -> None:
         """Where no values tell, what equal linear operators give from counterparts are counterparts too."""
@@ -144,6 +155,17 @@ class _Search:
                 found[node.output] = tuple(dict.fromkeys(alike))
 
     # ---- values ----------------------------------------------------------------------------------
+
+    def _run_original(self) -> None:
+        """Run the original on a piece of the inputs if that shows as much as all of them."""
+        graph = self.before.graph
+        for piece in _pieces(graph, self.inputs):
+            self.values = self._evaluate(self.before, dict(zip(graph.inputs, piece, strict=True)))
+            if self.values and not any(_has_shrunk(graph.values[n], v) for n, v in self.values.items()):
+                self.inputs = piece
+                return
+            self.why = ""
+        self.values = self._evaluate(self.before, dict(zip(graph.inputs, self.inputs, strict=True)))
 
     def _evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
         if self.why:
@@ -182,7 +204,7 @@ class _Search:
         names, samples = self.samples.get(value.shape, ([], np.empty((0, 0))))
         if not names:
             return {}
-        size = float(np.max(np.abs(value), initial=0.0, where=np.isfinite(value))) + np.finfo(np.float64).tiny
+        size = _size(value)
         near = np.max(_gaps(samples, _some(value)), axis=1, initial=0.0) <= self.loose * size
         candidates = [names[place] for place in np.flatnonzero(near)]
         errors = {c: _distance(self.values[c], value) / size for c in candidates}
@@ -201,6 +223,38 @@ class _Search:
         return sorted(close, key=lambda c: (c != name, errors[c] > self.tight, self.rank[c]))
 
     # ---- operators -------------------------------------------------------------------------------
+
+    def _match_in_order(self, others: Sequence[Node]) -> bool:
+        """Pair equal operators, the first one with the first one, as a fold leaves them; whether all have a partner
+        that reads the same. If not, nothing is paired."""
+        waiting: dict[Key, list[Node]] = {}
+        for node in self.opaque:
+            waiting.setdefault(self.keys[0].of(node.name), []).append(node)
+        pairs = []
+        for node in others:
+            alike = [n for n in waiting.get(self.keys[1].of(node.name), ()) if self._same_outputs(node, n)]
+            if not alike or not self.values:
+                return False
+            other = next((n for n in alike if n.name == node.name), alike[0])
+            waiting[self.keys[1].of(node.name)].remove(other)
+            pairs.append((node, other))
+        pins = dict(self.pins)
+        for node, other in pairs:
+            self._join(node, other)
+        self.seen = self._evaluate_after()
+        reads = [pair for node, other in pairs for pair in zip(node.inputs, other.inputs, strict=True)]
+        if all(self._agree(mine, theirs) for mine, theirs in reads):
+            return True
+        self.pins = pins
+        self.partner.clear()
+        self.used.clear()
+        return False
+
+    def _agree(self, mine: str, theirs: str) -> bool:
+        if mine not in self.seen or theirs not in self.values:
+            return False
+        one, two = self.values[theirs], self.seen[mine]
+        return one.shape == two.shape and _distance(one, two) <= self.tight * _size(two)
 
     def _match_by_value(self, node: Node) -> None:
         if not all(name in self.seen for name in node.outputs) or not node.outputs:
@@ -275,6 +329,28 @@ def _worth_seeing(graph: Graph) -> list[str]:
         return names
     opaque = [name for node in graph.nodes if isinstance(node.op, Opaque) for name in node.outputs]
     return list(dict.fromkeys([*graph.inputs, *opaque, *graph.required]))
+
+
+def _pieces(graph: Graph, inputs: Sequence[AnyArray]) -> Iterator[list[AnyArray]]:
+    """Smaller inputs, cut out of these where the sizes are free."""
+    shapes = [graph.values[name].shape for name in graph.inputs]
+    for size in _SMALL:
+        piece = [
+            array[tuple(slice(size if known is None and axis else None) for axis, known in enumerate(shape))]
+            for array, shape in zip(inputs, shapes, strict=True)
+        ]
+        if 2 * sum(array.size for array in piece) <= sum(array.size for array in inputs):
+            yield piece
+
+
+def _has_shrunk(value: Value, array: AnyArray) -> bool:
+    """Whether an axis that has an extent at the real size has none here."""
+    return any(size <= 1 < usual for size, usual in zip(array.shape[1:], value.nominal[1:], strict=False))
+
+
+def _size(value: AnyArray) -> float:
+    """Its largest finite entry, and never 0."""
+    return float(np.max(np.abs(value), initial=0.0, where=np.isfinite(value)) + np.finfo(np.float64).tiny)
 
 
 def _distance(one: AnyArray, two: AnyArray) -> float:

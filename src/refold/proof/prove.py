@@ -53,9 +53,8 @@ def prove(
     notes = list(dict.fromkeys((*before.notes, *after.notes)))
     if not structure:
         graph = before.graph
-        sets = endtoend.input_sets(graph, inputs, rng)
-        normal = next(inputs for inputs in sets if inputs.name == "normal")
-        pairing = pair(frontend, before, after, normal.arrays, keys)
+        normal = [endtoend.random_input(graph.values[name], rng, 1) for name in graph.inputs]
+        pairing = pair(frontend, before, after, normal, keys)
         if pairing.why_no_values:
             notes.append(f"no float64 reference of the whole model: {pairing.why_no_values}")
         claims = Claims(Models(frontend, before, after, witness), keys, pairing, rng)
@@ -65,15 +64,20 @@ def prove(
         failures: dict[str, list[str]] = {}
         if not end_to_end and inner is Verdict.PROVED:
             notes.append("the whole models were not run: only a proof was asked for")
-            sets = []
-        for given in sets:
-            known = pairing.values if given is normal else None
-            found = endtoend.measure(frontend, before, after, given, proved=inner is Verdict.PROVED, known=known)
-            ends += found.results
-            if found.skipped:
-                failures.setdefault(found.skipped, []).append(given.name)
-            if found.why_no_reference:
-                failures.setdefault(f"no float64 reference: {found.why_no_reference}", []).append(given.name)
+        else:
+            sets = endtoend.input_sets(graph, inputs, normal, pairing.inputs, rng)
+            notes += [f"not measured on {sentence}" for sentence in endtoend.left_out(graph)]
+            for group in endtoend.together(graph, sets):
+                known = pairing.values if group[0].arrays is normal and pairing.inputs is normal else None
+                for found in endtoend.measure(
+                    frontend, before, after, group, proved=inner is Verdict.PROVED, known=known
+                ):
+                    ends += found.results
+                    if found.skipped:
+                        failures.setdefault(found.skipped, []).append(found.inputs)
+                    if found.why_no_reference:
+                        why = f"no float64 reference: {found.why_no_reference}"
+                        failures.setdefault(why, []).append(found.inputs)
         notes += [f"inputs {', '.join(names)}: {why}" for why, names in failures.items()]
     verdict, sentence = _summary(structure, regions, local, ends)
     return Certificate(

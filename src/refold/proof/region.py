@@ -16,7 +16,7 @@ import numpy as np
 
 from refold.errors import InputError
 from refold.graph.graph import Affine, Node
-from refold.proof import formulas, grid, signs
+from refold.proof import formulas, signs
 from refold.proof.certificate import RegionResult, Verdict
 from refold.proof.digest import same_parameters
 from refold.proof.grid import GridError, Grids
@@ -114,7 +114,7 @@ def _claim(trial: Trial, grids: Grids, evidence: Evidence, method: str) -> str:
 
 def _grids(trial: Trial) -> Grids:
     try:
-        return grid.choose(trial.sides, trial.real, trial.known)
+        return trial.grids()
     except GridError:
         return _as_they_are(trial)
 

@@ -6,10 +6,10 @@ said in ``region``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
-from typing import final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
 from refold.graph.graph import Affine, Formula, Gain, Graph, Node, Pad
 from refold.proof import grid
 from refold.proof.cone import Cone
-from refold.proof.grid import GridError, Side, Sizes
+from refold.proof.grid import GridError, Grids, Side, Sizes
+
+T = TypeVar("T")
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -57,12 +59,14 @@ class Link:
 @final
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What is compared. ``witness`` says formulas, which are not believed."""
+    """What is compared. ``witness`` says formulas, which are not believed. ``known`` keeps what follows from the
+    geometry of a region alone, for the next one that is built alike."""
 
     frontend: Frontend
     before: Lifted
     after: Lifted
     witness: Witness | None = None
+    known: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @final
@@ -157,6 +161,7 @@ class Trial:
             Side(models.after.graph, link.after, numbers[1]),
         )
         leaves = [models.after.graph.values[mine] for mine, _ in link.leaves]
+        self.shapes = tuple(map(grid.shape_of, self.sides))
         self.known = [tuple(size is not None for size in leaf.shape[1:]) for leaf in leaves]
         self.real: list[Sizes] = [
             tuple(size or small for size, small in zip(leaf.shape[1:], leaf.nominal[1:], strict=True))
@@ -167,8 +172,23 @@ class Trial:
         """Whether some size is not known."""
         return any(not all(leaf) for leaf in self.known)
 
+    def grids(self, room: int = 0) -> Grids:
+        """See :func:`refold.proof.grid.choose`."""
+        what = ("grids", self.shapes, tuple(self.real), tuple(self.known), room)
+        return self._once(what, lambda: grid.choose(self.sides, self.real, self.known, room))
+
     def cost(self, sizes: Sequence[Sizes]) -> tuple[float, float]:
         """Multiply-adds and bytes for one probe."""
+        return self._once(("cost", self.shapes, tuple(sizes)), lambda: self._cost(sizes))
+
+    def _once(self, what: Hashable, compute: Callable[[], T]) -> T:
+        known = self.models.known
+        if what not in known:
+            known[what] = compute()
+        found: T = known[what]
+        return found
+
+    def _cost(self, sizes: Sequence[Sizes]) -> tuple[float, float]:
         operations, numbers = 0.0, float(sum(prod(leaf) for leaf in sizes))
         for side in self.sides:
             try:
