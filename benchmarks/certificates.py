@@ -18,12 +18,15 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # numpy reads it once: one thread
 
 import numpy as np
 import onnx
