@@ -18,7 +18,13 @@ from kinds import close, image, number
 import refold
 from refold.cli import main
 from refold.errors import InputError
-from refold.keras import SpectralNormalization, WeightNormalization
+from refold.keras import (
+    LowRankAdaptation,
+    OrthogonalWeights,
+    RepVGGBlock,
+    SpectralNormalization,
+    WeightNormalization,
+)
 from refold.keras.checkpoints import snake_case
 from refold.weights import Centered
 
@@ -103,6 +109,68 @@ def test_a_plain_model_becomes_rich_and_computes_the_same(method: str, tmp_path:
         close(ours, theirs, 3e-7)
 
 
+def attentive(wrap: Any) -> Any:
+    """Attention, called in every way, and recurrent layers in both directions; each through ``wrap``."""
+    entry = keras.Input((5, 6))
+    heads = wrap(layers.MultiHeadAttention(2, 3, output_shape=4, name="heads"))
+    x = heads(entry, value=entry, use_causal_mask=True)
+    x = wrap(layers.GroupQueryAttention(3, 4, 2, name="grouped"))(query=x, value=x[:, :3], key=x[:, 1:4])
+    x = wrap(layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both"))(x)
+    x = wrap(
+        layers.Bidirectional(
+            layers.GRU(3, return_sequences=True),
+            backward_layer=layers.RNN(layers.SimpleRNNCell(3), return_sequences=True, go_backwards=True),
+            name="unlike",
+        )
+    )(x)
+    x = wrap(layers.SeparableConv1D(4, 2, name="apart"))(x)
+    x = wrap(layers.RNN(layers.GRUCell(3, reset_after=False), name="steps"))(x)
+    return keras.Model(entry, wrap(layers.Dense(2, name="head"))(x))
+
+
+@pytest.mark.parametrize("method", ["unit", "layer"])
+def test_attention_and_both_directions_there_and_back(method: str, tmp_path: Path) -> None:
+    model, x = disturbed(attentive(lambda layer: layer)), image(3, 5, 6)
+    model.save(tmp_path / "plain.keras")
+    rich_file = tmp_path / "rich.keras"
+    done = refold.convert(tmp_path / "plain.keras", rich_file, "refold", axes=["*=auto"], method=method)
+    assert len(done.converted) == 4 + 4 + 4 + 4 + 2 + 2 + 1
+    rich = keras.saving.load_model(rich_file)
+    normalized = [layer for layer in rich.layers if isinstance(layer, WeightNormalization)]
+    assert [layer.name for layer in normalized] == ["heads", "grouped", "both", "unlike", "apart", "steps", "head"]
+    close(rich(x), number(model(x)), 1e-5)
+    # What code makes is the same.
+    code = attentive(lambda layer: WeightNormalization(layer, method, name=layer.name))
+    code.set_weights(rich.get_weights())
+    close(code(x), number(model(x)), 1e-5)
+    disturbed(rich)
+    rich.save(tmp_path / "trained.keras")
+    refold.convert(tmp_path / "trained.keras", tmp_path / "back.keras")
+    back = keras.saving.load_model(tmp_path / "back.keras")
+    assert [type(layer) for layer in back.layers] == [type(layer) for layer in model.layers]
+    close(back(x), number(rich(x)), 1e-5)
+
+
+def test_methods_of_whole_matrices_become_plain(tmp_path: Path) -> None:
+    entry = keras.Input((6, 6, 3))
+    x = SpectralNormalization(layers.SeparableConv2D(4, 2), gain=True, name="sigma")(entry)
+    x = SpectralNormalization(layers.Conv2DTranspose(3, 2), epsilon=1e-3, name="spectral")(x)
+    x = OrthogonalWeights(layers.Conv2D(5, 2), name="turned")(x)
+    x = layers.Reshape((25, 5))(OrthogonalWeights(layers.Dense(5), "exponential", gain=True, name="exponential")(x))
+    x = LowRankAdaptation(layers.LSTM(4, return_sequences=True), 2, alpha=3.0, name="adapted")(x)
+    x = LowRankAdaptation(layers.MultiHeadAttention(2, 3), 2, magnitude=True, name="attention")(x, x)
+    model = disturbed(keras.Model(entry, x))
+    model.save(tmp_path / "rich.keras")
+    done = refold.convert(tmp_path / "rich.keras", tmp_path / "plain.keras")
+    assert len(done.converted) == 2 + 1 + 1 + 1 + 2 + 4
+    with zipfile.ZipFile(tmp_path / "plain.keras") as archive:
+        assert "refold" not in archive.read("config.json").decode()
+    plain, images = keras.saving.load_model(tmp_path / "plain.keras"), image(2, 6, 6, 3)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
+    close(plain(images), number(model(images)), 2e-5)
+    assert all(variable.trainable for variable in plain.weights if "seed" not in variable.name)  # as a fold's are
+
+
 def test_what_is_left_stays_to_the_last_bit(tmp_path: Path) -> None:
     model = disturbed(network())
     model.save(tmp_path / "rich.keras")
@@ -139,6 +207,10 @@ def edited(path: Path, change: Any) -> Path:
 
 def the_wrapper(config: Any) -> Any:
     return next(entry for entry in config["config"]["layers"] if entry["class_name"] == "WeightNormalization")
+
+
+def the_adapted(config: Any) -> Any:
+    return next(entry for entry in config["config"]["layers"] if entry["class_name"] == "LowRankAdaptation")
 
 
 def link(config: Any, members: Any) -> None:
@@ -184,6 +256,13 @@ HOSTILE = {
         lambda c, m: the_wrapper(c)["config"].update(offset=True),
         "has not the weights that its configuration says",
     ),
+    "a rank": (lambda c, m: the_adapted(c)["config"].update(rank=3), "has not the weights that its configuration"),
+    "no rank": (lambda c, m: the_adapted(c)["config"].update(rank="x"), "its options are none"),
+    "rank 0": (lambda c, m: the_adapted(c)["config"].update(rank=0), "its options are none"),
+    "another computed form": (
+        lambda c, m: the_adapted(c).update(registered_name="refold>OrthogonalWeights"),
+        "its options are none",
+    ),
     "no configuration": (lambda c, m: c.pop("config"), "describes no Keras 3 model"),
     "no layers": (lambda c, m: c["config"].update(layers=[1]), "describes no Keras 3 model"),
     "depth": (deep, "nested too deeply"),
@@ -195,7 +274,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_and_nothing_is_written(case: str, tmp_path: Path) -> None:
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(3), WeightNormalization(layers.Dense(2))])
+    adapted = LowRankAdaptation(layers.Dense(2), 2)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3), WeightNormalization(layers.Dense(2)), adapted])
     model.save(tmp_path / "rich.keras")
     change, said = HOSTILE[case]
     path = edited(tmp_path / "rich.keras", change)
@@ -205,16 +285,27 @@ def test_hostile_files_are_refused_and_nothing_is_written(case: str, tmp_path: P
     assert sorted(tmp_path.iterdir()) == before
 
 
+def with_a_mask(config: Any, members: Any) -> None:
+    node = config["config"]["layers"][-1]["inbound_nodes"][0]
+    node["args"] += [node["args"][0], None]
+
+
 def test_what_cannot_be_converted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spectral = keras.Sequential([keras.Input((3,)), SpectralNormalization(layers.Dense(3), gain=True)])
+    block = keras.Sequential([keras.Input((4, 4, 3)), RepVGGBlock(3)])
     rich, weights = tmp_path / "rich.keras", tmp_path / "rich.weights.h5"
-    spectral.save(rich)
-    spectral.save_weights(weights)
+    block.save(rich)
+    block.save_weights(weights)
     layered = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="d")])
     layered.save(tmp_path / "plain.keras")
     plain = tmp_path / "plain.keras"
+    entry = keras.Input((4, 6))
+    called = keras.Model(entry, layers.MultiHeadAttention(2, 3, name="a")(entry, entry))
+    called.save(tmp_path / "called.keras")
+    masked, auto = edited(tmp_path / "called.keras", with_a_mask), ["--to", "refold", "--axis", "*=auto"]
+    files = sorted(path.name for path in tmp_path.iterdir())
     for arguments, said in (
-        ([rich, "-o", tmp_path / "a.keras"], "is or holds a SpectralNormalization; fold it"),
+        ([masked, "-o", tmp_path / "a.keras", *auto], "is called with masks by their places"),
+        ([rich, "-o", tmp_path / "a.keras"], "is or holds a RepVGGBlock; fold it"),
         ([rich, "-o", tmp_path / "a.safetensors"], "from a .keras file comes a .keras file"),
         ([rich, "-o", tmp_path / "a.keras", "--to", "torch"], "can be made plain or refold, not torch"),
         ([rich, "-o", tmp_path / "a.keras", "--method", "unit"], "says itself by which method"),
@@ -228,4 +319,4 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path, capsys: pytest.Capture
         assert status == 2
         assert said in error
         assert "Traceback" not in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.keras", "rich.keras", "rich.weights.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files

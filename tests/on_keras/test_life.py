@@ -12,7 +12,13 @@ from keras import layers
 from kinds import BACKEND, COMPILES, close, image, number, tokens
 
 import refold
-from refold.keras import LowRankAdaptation, OrthogonalWeights, SpectralNormalization, WeightNormalization
+from refold.keras import (
+    LowRankAdaptation,
+    OrthogonalWeights,
+    SpectralNormalization,
+    WeightNormalization,
+    continue_training,
+)
 
 SMALL_MODELS = True  # see conftest.py
 
@@ -190,6 +196,43 @@ def test_the_folded_model_trains_on_from_where_the_rich_one_was():
     plain.fit(x, y, epochs=2, verbose=0)
     assert float(plain.evaluate(x, y, verbose=0)) < loss
     assert all(variable.trainable for variable in plain.variables)
+
+
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 10, 0.9)),
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "plain": lambda: keras.optimizers.SGD(0.1),
+    "averaged": lambda: keras.optimizers.AdamW(0.02, use_ema=True),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.02), initial_scale=8.0),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_goes_on_with_what_was_not_folded(kind):
+    x, y = image(8, 6), image(8, 3)
+    entry = keras.Input((6,))
+    hidden = layers.Dense(5, activation="tanh", name="kept")(entry)
+    wrapped = WeightNormalization(layers.Dense(3), name="folded")(layers.PReLU(name="slope")(hidden))
+    model = keras.Model(entry, wrapped)
+    optimizer = OPTIMIZERS[kind]()
+    trained(model, x, optimizer)
+    plain = refold.fold(model)
+    again, anew = continue_training(optimizer, model, plain)
+    assert [path.rpartition("/")[2] for path in anew] == ["kernel"]  # of the folded layer
+    assert int(number(again.iterations)) == int(number(optimizer.iterations)) > 0
+    close(again.learning_rate, number(optimizer.learning_rate))
+    inner = [getattr(one, "inner_optimizer", one) for one in (optimizer, again)]
+    for attribute in ("_momentums", "momentums", "_velocities", "_model_variables_moving_average"):
+        before, after = (getattr(one, attribute, []) for one in inner)
+        for place in range(3 if before else 0):  # the kept layer's and the slope come first
+            assert np.any(number(before[place]))
+            np.testing.assert_array_equal(number(before[place]), number(after[place]))
+    plain.compile(again, "mse", jit_compile=COMPILES)
+    loss = float(plain.evaluate(x, y, verbose=0))
+    plain.fit(x, y, epochs=3, verbose=0)
+    assert float(plain.evaluate(x, y, verbose=0)) < loss
+    with pytest.raises(ValueError, match="was not built for the trainable variables of this model"):
+        continue_training(optimizer, plain, model)
 
 
 def test_what_is_frozen_is_frozen_after_the_fold():

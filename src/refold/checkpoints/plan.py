@@ -13,7 +13,7 @@ from refold.checkpoints.naming import SPECTRAL, Form, Stored, find_stored, part_
 from refold.checkpoints.units import Choice, Units, chosen, units_counted, units_kept
 from refold.errors import InputError
 from refold.shown import printable
-from refold.weights import Normalization, Rows, Unit
+from refold.weights import LowRank, Normalization, Orthogonal, Rows, Spectral, Unit
 
 # What these libraries divide a row by where it is shorter (TensorFlow: the root of 1e-12).
 _FLOORS = {Form.PADDLE: 1e-12, Form.ADDONS: 1e-6}
@@ -96,7 +96,27 @@ class Unspectral:
         return self.stored.parts["direction"]
 
 
-Step = Copy | Constant | Rebuild | Unspectral
+MatrixMethod = Spectral | Orthogonal | LowRank
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """A weight that a method makes of whole matrices: ``stored`` has a ``direction``, in the shape of the weight,
+    and the method's own parts."""
+
+    stored: Stored
+    method: MatrixMethod
+    rows: Rows
+    target: str
+
+    @property
+    def home(self) -> str:
+        """The weight as it is stored."""
+        return self.stored.parts["direction"]
+
+
+Step = Copy | Constant | Rebuild | Unspectral | Compose
 
 
 def made_by(step: Step) -> tuple[str, ...]:
@@ -143,6 +163,8 @@ def make_plan(specs: Mapping[str, Spec], wish: Wish) -> Plan:
     Raises:
         InputError: something about a weight is not known, or its form cannot become the other exactly.
     """
+    if any(choice.units.usual for choice in wish.choices):
+        raise InputError("'auto' is for models of Keras, whose layers say their units: write the axis")
     plan = Plan(wish.to)
     seen = {name: spec for name, spec in specs.items() if not _matches(name, wish.skip)}
     found = find_stored({name: spec.shape for name, spec in seen.items()})

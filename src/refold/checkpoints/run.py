@@ -12,10 +12,10 @@ import numpy.typing as npt
 from refold.checkpoints.dtypes import Spec, as_floats, raw_dtype, rounded, widened
 from refold.checkpoints.formulas import Matrix
 from refold.checkpoints.naming import Form
-from refold.checkpoints.plan import Constant, Copy, Rebuild, Step, Unspectral
+from refold.checkpoints.plan import Compose, Constant, Copy, Rebuild, Step, Unspectral
 from refold.errors import InputError
 from refold.shown import printable
-from refold.weights import NUMPY, Rows
+from refold.weights import NUMPY, LowRank, Orthogonal, Rows, Spectral, SpectralState
 
 PIECE = 2**23  # bytes that are copied at once
 BLOCK = 2**18  # numbers that are computed with at once, unless one row has more
@@ -56,6 +56,8 @@ def run(steps: Iterable[Step], source: Source, sink: Sink, progress: Callable[[i
                 _rebuild(step, source, sink, tell)
             case Unspectral():
                 _unspectral(step, source, sink, tell)
+            case Compose():
+                _compose(step, source, sink, tell)
 
 
 def _copy(step: Copy, source: Source, sink: Sink, tell: Callable[[int], None]) -> None:
@@ -124,10 +126,7 @@ def _check_initialized(source: Source, name: str, shown: str) -> None:
 
 
 def _column(source: Source, name: str) -> Matrix:
-    spec = source.specs[name]
-    numbers = widened(source.read(name, 0, spec.size), spec.dtype)
-    _refuse_endless(numbers, f"'{printable(name)}'")
-    return numbers.reshape(-1, 1)
+    return _whole(source, name).reshape(-1, 1)
 
 
 def _refuse_endless(numbers: npt.NDArray[Any], shown: str) -> None:
@@ -162,6 +161,32 @@ def _unspectral(step: Unspectral, source: Source, sink: Sink, tell: Callable[[in
         _refuse_endless(as_floats(numbers, spec.dtype), shown)
         block.write(sink, step.target, numbers)
         tell(numbers.nbytes)
+
+
+def _compose(step: Compose, source: Source, sink: Sink, tell: Callable[[int], None]) -> None:
+    spec = source.specs[step.stored.parts["direction"]]
+    parts = {role: _whole(source, name) for role, name in step.stored.parts.items()}
+    matrix = step.rows.to_matrix(NUMPY, parts["direction"].reshape(step.rows.shape))
+    gain = parts["gain"].reshape(-1, 1) if "gain" in parts else None
+    match step.method:
+        case Spectral():
+            state = SpectralState(parts["left"], parts["right"])
+            weight = step.method.compose(NUMPY, matrix, state, gain)
+        case Orthogonal():
+            weight = step.method.compose(NUMPY, matrix, parts["base"], gain)
+        case LowRank():
+            weight = step.method.compose(NUMPY, matrix, parts["up"], parts["down"], gain)
+    numbers = rounded(step.rows.from_matrix(NUMPY, weight), spec.dtype)
+    _refuse_endless(as_floats(numbers, spec.dtype), f"'{printable(step.stored.name)}'")
+    sink.write(step.target, 0, np.ascontiguousarray(numbers).tobytes())
+    tell(numbers.nbytes)
+
+
+def _whole(source: Source, name: str) -> Matrix:
+    spec = source.specs[name]
+    numbers = widened(source.read(name, 0, spec.size), spec.dtype)
+    _refuse_endless(numbers, f"'{printable(name)}'")
+    return numbers.reshape(spec.shape)
 
 
 # ---- rows, block by block ----------------------------------------------------------------------------

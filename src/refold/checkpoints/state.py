@@ -116,7 +116,8 @@ def convert_state(
         axes: ``"PATTERN=AXIS"``, which axis of the weights of these names numbers the output units: needed where
             the shape of a gain does not say it, and for plain weights, of which these are the ones that are
             converted. The last pattern that matches counts. ``AXIS`` is a number, several with commas, ``none`` for
-            a norm over all of the weight, or ``1/G`` for a transposed convolution with ``G`` groups.
+            a norm over all of the weight, or ``1/G`` for a transposed convolution with ``G`` groups; for models of
+            Keras ``auto``, which is what the kind of layer has.
         skip: patterns of names that stay as they are.
         method: of the weights in refold's own form; names do not say it.
         epsilon: of the method, if it is named.

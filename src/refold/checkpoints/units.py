@@ -12,7 +12,7 @@ from refold.errors import InputError
 from refold.shown import printable
 from refold.weights import Rows
 
-_SYNTAX = re.compile(r"(?P<axes>none|-?\d+(,-?\d+)*)(/(?P<groups>[1-9]\d*))?")
+_SYNTAX = re.compile(r"(?P<axes>none|auto|-?\d+(,-?\d+)*)(/(?P<groups>[1-9]\d*))?")
 
 
 @final
@@ -22,10 +22,12 @@ class Units:
 
     ``axes`` of the stored weight; none of them means that the whole weight is one unit. ``groups`` is for
     transposed convolutions, which store ``(in, out/groups, *taps)``: there a unit is one of axis 1 of one group.
+    ``usual`` means those that the kind of layer has, where that is known.
     """
 
     axes: tuple[int, ...]
     groups: int = 1
+    usual: bool = False
 
     def rows(self, shape: tuple[int, ...], shown: str) -> Rows:
         """A weight of this shape as a matrix with one row per unit. ``shown`` names the weight in errors.
@@ -58,7 +60,8 @@ class Choice:
 
 
 def parse_choice(text: str) -> Choice:
-    """``PATTERN=AXIS``: ``*.weight=0``, ``dense.kernel=-1``, ``up.weight=1/4`` (4 groups), ``*=none`` (one unit).
+    """``PATTERN=AXIS``: ``*.weight=0``, ``dense.kernel=-1``, ``up.weight=1/4`` (4 groups), ``*=none`` (one unit),
+    ``*=auto`` (those of the kind of layer).
 
     Raises:
         ValueError: the text is not of this form.
@@ -70,8 +73,10 @@ def parse_choice(text: str) -> Choice:
             f"'{printable(text)}' does not say an axis: write a pattern of names and the axis of the output "
             "units, such as '*.weight=0', 'up.weight=1/4' for 4 groups, or '*=none'"
         )
-    numbers = () if found["axes"] == "none" else tuple(int(axis) for axis in found["axes"].split(","))
-    return Choice(pattern, Units(numbers, int(found["groups"] or 1)))
+    groups = int(found["groups"] or 1)
+    if found["axes"] in ("none", "auto"):
+        return Choice(pattern, Units((), groups, usual=found["axes"] == "auto"))
+    return Choice(pattern, Units(tuple(int(axis) for axis in found["axes"].split(",")), groups))
 
 
 def chosen(choices: Sequence[Choice], name: str) -> Units | None:

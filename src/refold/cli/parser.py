@@ -84,8 +84,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="PATTERN=AXIS",
         help="which axis of the weights of these names numbers the output units: 0, -1, none (one norm for the "
-        "whole weight), or 1/G (a transposed convolution of torch with G groups); of plain weights, these are "
-        "converted",
+        "whole weight), 1/G (a transposed convolution of torch with G groups), or auto (of a .keras file: those of "
+        "the kind of layer); of plain weights, these are converted",
     )
     convert.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="leave these as they are")
     convert.add_argument(

@@ -6,6 +6,7 @@ they take all others.
 
 from refold.keras.adaptation import LowRankAdaptation as LowRankAdaptation
 from refold.keras.blocks import ExpressionBlock as ExpressionBlock
+from refold.keras.continuing import continue_training as continue_training
 from refold.keras.data_initialization import initialize_from_data as initialize_from_data
 from refold.keras.named_blocks import ACBlock as ACBlock
 from refold.keras.named_blocks import DiverseBranchBlock as DiverseBranchBlock

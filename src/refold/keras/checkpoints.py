@@ -11,48 +11,50 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, final
 
 import h5py
-import keras
 import numpy as np
 
+from refold.checkpoints.dtypes import WEIGHTS as WEIGHT_TYPES
 from refold.checkpoints.dtypes import Spec, raw_dtype, wide_code
 from refold.checkpoints.formulas import Formula
 from refold.checkpoints.hdf import read_hdf
 from refold.checkpoints.naming import Form, Stored
-from refold.checkpoints.plan import Converted, Copy, Plan, Rebuild, Wish
+from refold.checkpoints.plan import Compose, Converted, Copy, Plan, Rebuild, Wish
 from refold.checkpoints.run import run
 from refold.checkpoints.state import NewArrays
 from refold.checkpoints.units import Units, chosen
 from refold.errors import InputError
 from refold.files import open_regular, write_atomically
+from refold.keras.described import (
+    REGISTERED,
+    Described,
+    call_apart,
+    call_together,
+    described,
+    is_attention,
+    kernels_of,
+    known_kernels,
+    layer_class,
+    normalization_options,
+    place_of,
+)
 from refold.keras.files.archive import METADATA, WEIGHTS, Archive, read_archive
 from refold.keras.files.configuration import CONFIG, MAX_DEPTH
 from refold.keras.files.refused import RefusedError
-from refold.keras.kernels import KernelSpec, specs_of_class
-from refold.keras.normalization import method_of
+from refold.keras.kernels import KernelSpec
 from refold.shown import printable
-from refold.weights import METHODS, Normalization, Rows, Unit, method
+from refold.weights import LowRank, Normalization, Rows, Unit
 
 Json = dict[str, Any]
 
 ARCHIVE, NUMBERS = ".keras", ".weights.h5"
 MAX_SIZE = 4 * 2**30
-_REGISTERED = "refold>WeightNormalization"
 _MODELS = ("Sequential", "Functional", "Model")
-# Where a variable lies below its layer, by the path of attributes to it.
-_PLACES = {
-    "kernel": "vars/0",
-    "embeddings": "vars/0",
-    "depthwise_kernel": "vars/0",
-    "pointwise_kernel": "vars/1",
-    "cell.kernel": "cell/vars/0",
-    "cell.recurrent_kernel": "cell/vars/1",
-}
 
 
 def convert_model(
@@ -124,10 +126,6 @@ class _Site:
         """What the user calls it."""
         return str(self.entry["config"].get("name", ""))
 
-    @property
-    def is_normalized(self) -> bool:
-        return self.entry.get("registered_name") == _REGISTERED
-
 
 def _sites(entry: Any, path: str = "", depth: int = 0) -> Iterator[_Site]:
     """All layers that hold weights of their own, in the order in which Keras numbers them."""
@@ -141,7 +139,8 @@ def _sites(entry: Any, path: str = "", depth: int = 0) -> Iterator[_Site]:
         for layer in config["layers"]:
             if not isinstance(layer, dict):
                 raise RefusedError(f"its '{CONFIG}' describes no Keras 3 model")
-            word = snake_case(str(layer.get("class_name")))
+            kind = layer_class(layer)  # some are saved under an older name than that of their group
+            word = snake_case(str(layer.get("class_name")) if kind is None else kind.__name__)
             counts[word] = counts.get(word, -1) + 1
             numbered = f"{word}_{counts[word]}" if counts[word] else word
             yield from _sites(layer, f"{path}layers/{numbered}/", depth + 1)
@@ -169,6 +168,15 @@ def _own_classes(config: Any, depth: int = 0) -> Iterator[str]:
         yield from _own_classes(inner, depth + 1)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done to the weights of a layer: how they are, or are to be, computed, and which."""
+
+    computed: Described
+    specs: tuple[KernelSpec, ...]
+
+
 # ---- what is done to them ----------------------------------------------------------------------------
 
 
@@ -187,22 +195,22 @@ class _Conversion:
         """Go through all layers."""
         self.plan = Plan(self.wish.to)
         before = list(_sites(self.config))
-        steps = [(site, *self.rewrite(site)) for site in before]
+        steps = [(site, self.rewrite(site)) for site in before]
         # What became of another class changes the numbers of its neighbors.
         after = [site.path for site in _sites(self.config)]
         left = dict.fromkeys(self.specs)
-        changed = any(normalized is not None for _, normalized, _ in steps)
-        for (site, normalized, inner), new in zip(steps, after, strict=True):
+        changed = any(work is not None for _, work in steps)
+        for (site, work), new in zip(steps, after, strict=True):
             self.names[new] = site.name
             own = [name for name in self.specs if name.startswith(site.path)]
             for name in own:
                 left.pop(name, None)
-            if normalized is None:
+            if work is None:
                 self.copy(own, site.path, new)
             elif self.wish.to is Form.PLAIN:
-                self.make_plain(site, normalized, inner, own, new)
+                self.make_plain(site, work, own, new)
             else:
-                self.make_rich(site, normalized, inner, own, new)
+                self.make_rich(site, work, own, new)
         rest = [name for name in left if not (changed and name.startswith("optimizer/"))]
         self.plan.dropped += [name for name in left if name not in rest]
         self.copy(rest, "", "")
@@ -215,41 +223,60 @@ class _Conversion:
             self.plan.add(Copy(name, target, name), {target: self.specs[name]})
             self.plan.kept += 1
 
-    def rewrite(self, site: _Site) -> tuple[Json | None, Json]:
-        """Change the configuration of a layer, if it is one to change; gives the options of its normalization (None
-        if it stays) and the plain layer's configuration."""
+    def rewrite(self, site: _Site) -> _Work | None:
+        """Change the configuration of a layer, if it is one to change.
+
+        Gives what is to be done to its weights; None if they stay.
+        """
         entry, shown = site.entry, f"the layer '{printable(site.name, 80)}'"
         if any(fnmatchcase(site.name, pattern) for pattern in self.wish.skip):
-            return None, entry
+            return None
         if self.wish.to is Form.REFOLD:
             units = chosen(self.wish.choices, site.name)
-            if units is None or site.is_normalized:
-                return None, entry
-            specs = _kernels(entry, None, shown)
-            if len(specs) != 1 or units.groups != 1 or not units.axes:
-                raise RefusedError(f"{shown} is not one kernel with units on its axes; wrap it in code")
-            plain = {key: value for key, value in entry.items() if key not in ("name", "inbound_nodes")}
-            rank = len(self.rows(site.path + _PLACES[specs[0].path], units.axes, shown).shape)
-            usual = {axis % rank for axis in specs[0].unit_axes} == {axis % rank for axis in units.axes}
-            return self.wrap(entry, plain, None if usual else list(units.axes)), plain
-        if not site.is_normalized:
+            has_none = units is not None and units.usual and not known_kernels(entry)
+            if units is None or has_none or any(_own_classes(entry)):
+                return None
+            return self.wrap(site, units, shown)
+        computed = described(entry, shown)
+        if computed is None:
             for inside in _own_classes(entry):
                 raise RefusedError(
                     f"{shown} is or holds a {inside}; fold it (refold fold), or leave it with --skip"
                 )
-            return None, entry
+            return None
         options, inner = entry["config"], entry["config"].get("layer")
         if not isinstance(inner, dict) or not isinstance(inner.get("config"), dict):
             raise RefusedError(f"{shown} normalizes no layer")
+        specs = kernels_of(inner, options.get("axis"), shown)
         plain = {**{key: entry[key] for key in ("name", "inbound_nodes") if key in entry}, **inner}
         plain["config"] = {**inner["config"], "name": site.name}
-        if options.get("trainable") is False:
+        if isinstance(computed.method, LowRank):  # which freezes what it adapts
+            plain["config"]["trainable"] = options.get("trainable", True)
+        elif options.get("trainable") is False:
             plain["config"]["trainable"] = False
+        if is_attention(inner):
+            call_apart(plain, shown)
         entry.clear()
         entry.update(plain)
-        return options, plain
+        return _Work(computed, specs)
 
-    def wrap(self, entry: Json, plain: Json, axis: list[int] | None) -> Json:
+    def wrap(self, site: _Site, units: Units, shown: str) -> _Work:
+        """Make a plain layer's configuration that of a normalized one."""
+        entry = site.entry
+        specs, axis = kernels_of(entry, None, shown), None
+        if not units.usual:
+            if len(specs) != 1 or units.groups != 1 or not units.axes:
+                raise RefusedError(
+                    f"{shown} is not one kernel with units on its axes; write 'auto' for those of its kind, or "
+                    "wrap it in code"
+                )
+            rank = len(self.rows(site.path + place_of(specs[0], site.path, self.specs), units.axes, shown).shape)
+            if {a % rank for a in specs[0].unit_axes} != {a % rank for a in units.axes}:
+                axis = list(units.axes)
+                specs = (KernelSpec(specs[0].path, units.axes),)
+        plain = {key: value for key, value in entry.items() if key not in ("name", "inbound_nodes")}
+        if is_attention(entry):
+            call_together(entry, shown)
         chosen_method = self.wish.method or Unit()
         config = plain["config"]
         options: Json = {
@@ -258,7 +285,7 @@ class _Conversion:
             "dtype": config.get("dtype"),
             "layer": plain,
             "axis": axis,
-            **_method_config(chosen_method),
+            **normalization_options(chosen_method),
             "gain": True,
             "offset": chosen_method.centered,
             "force": False,
@@ -270,53 +297,57 @@ class _Conversion:
                 "module": "refold.keras.normalization",
                 "class_name": "WeightNormalization",
                 "config": options,
-                "registered_name": _REGISTERED,
+                "registered_name": REGISTERED,
                 **around,
             }
         )
-        return options
+        return _Work(Described(chosen_method, ("gain", "offset")[: 1 + chosen_method.centered]), specs)
 
-    def make_plain(self, site: _Site, options: Json, inner: Json, own: list[str], new: str) -> None:
+    def make_plain(self, site: _Site, work: _Work, own: list[str], new: str) -> None:
         shown = f"the layer '{printable(site.name, 80)}'"
-        formula = Formula(_method(options, shown))
-        places = iter(f"{site.path}vars/{i}" for i in range(len(own) + 1))
+        method, places, inside = work.computed.method, work.computed.places(work.specs), f"{site.path}layer/"
         handled = set()
-        for spec in _kernels(inner, options.get("axis"), shown):
-            parts = {"direction": f"{site.path}layer/{_PLACES[spec.path]}"}
-            for role in ("gain", "offset"):
-                if options.get(role):
-                    parts[role] = next(places)
+        for spec in work.specs:
+            place = place_of(spec, inside, self.specs)
+            parts = {"direction": inside + place}
+            for part in (*work.computed.trained, *work.computed.fixed):
+                parts[part] = site.path + places[spec.path, part]
             rows = self.rows(parts["direction"], spec.unit_axes, shown)
-            for role, name in parts.items():
-                if name not in self.specs or (role != "direction" and self.specs[name].shape != (rows.units,)):
+            own_parts = {part: name for part, name in parts.items() if part != "direction"}
+            for part, name in own_parts.items():
+                if name not in self.specs or self.specs[name].shape != work.computed.shape(part, rows):
                     raise RefusedError(f"{shown} has not the weights that its configuration says")
             handled |= set(parts.values())
-            target = new + _PLACES[spec.path]
+            target = new + place
             stored = Stored(Form.REFOLD, self.called(site, spec), parts)
-            self.plan.add(
-                Rebuild(stored, formula, None, rows, rows, {"direction": target}),
-                {target: self.specs[parts["direction"]]},
+            step = (
+                Rebuild(stored, Formula(method), None, rows, rows, {"direction": target})
+                if isinstance(method, Normalization)
+                else Compose(stored, method, rows, target)
             )
-            self.plan.dropped += [name for role, name in parts.items() if role != "direction"]
+            self.plan.add(step, {target: self.specs[parts["direction"]]})
+            self.plan.dropped += own_parts.values()
             self.plan.converted.append(Converted(stored.name, Form.REFOLD, Form.PLAIN, rows.units))
         others = [name for name in own if name not in handled]
-        if not all(name.startswith(f"{site.path}layer/") for name in others):
+        if not all(name.startswith(inside) for name in others):
             raise RefusedError(f"{shown} has not the weights that its configuration says")
-        self.copy(others, f"{site.path}layer/", new)
+        self.copy(others, inside, new)
 
-    def make_rich(self, site: _Site, options: Json, inner: Json, own: list[str], new: str) -> None:
+    def make_rich(self, site: _Site, work: _Work, own: list[str], new: str) -> None:
         shown = f"the layer '{printable(site.name, 80)}'"
-        formula = Formula(self.wish.method or Unit())
-        (spec,) = _kernels(inner, options["axis"], shown)
-        direction = site.path + _PLACES[spec.path]
-        rows = self.rows(direction, spec.unit_axes, shown)
-        roles = ["gain", "offset"] if options["offset"] else ["gain"]
-        targets = {role: f"{new}vars/{i}" for i, role in enumerate(roles)}
-        part = Spec(wide_code(self.specs[direction].dtype), (rows.units,))
+        places = work.computed.places(work.specs)
         self.copy(own, site.path, f"{new}layer/")
-        stored = Stored(Form.PLAIN, self.called(site, spec), {"direction": direction})
-        self.plan.add(Rebuild(stored, None, formula, rows, rows, targets), dict.fromkeys(targets.values(), part))
-        self.plan.converted.append(Converted(stored.name, Form.PLAIN, Form.REFOLD, rows.units))
+        for spec in work.specs:
+            direction = site.path + place_of(spec, site.path, self.specs)
+            rows = self.rows(direction, spec.unit_axes, shown)
+            targets = {part: new + places[spec.path, part] for part in work.computed.trained}
+            part = Spec(wide_code(self.specs[direction].dtype), (rows.units,))
+            stored = Stored(Form.PLAIN, self.called(site, spec), {"direction": direction})
+            formula = Formula(self.wish.method or Unit())
+            self.plan.add(
+                Rebuild(stored, None, formula, rows, rows, targets), dict.fromkeys(targets.values(), part)
+            )
+            self.plan.converted.append(Converted(stored.name, Form.PLAIN, Form.REFOLD, rows.units))
 
     def called(self, site: _Site, spec: KernelSpec) -> str:
         return f"{site.name}.{spec.path}"
@@ -324,56 +355,12 @@ class _Conversion:
     def rows(self, name: str, axes: tuple[int, ...], shown: str) -> Rows:
         if name not in self.specs:
             raise RefusedError(f"{shown} has not the weights that its configuration says")
+        if self.specs[name].dtype not in WEIGHT_TYPES:
+            raise RefusedError(f"{shown} stores its kernel as {self.specs[name].dtype}; leave it with --skip")
         try:
             return Units(axes).rows(self.specs[name].shape, shown)
         except InputError as error:
             raise RefusedError(str(error)) from error
-
-
-def _kernels(entry: Json, axis: Any, shown: str) -> tuple[KernelSpec, ...]:
-    """The kernels of a layer by its configuration."""
-    kind, config = str(entry.get("class_name")), entry["config"]
-    cls = getattr(keras.layers, kind, None) if str(entry.get("module")).startswith("keras.") else None
-    specs = specs_of_class(cls, config) if isinstance(cls, type) else ()
-    if not specs or any(spec.path not in _PLACES for spec in specs):
-        raise RefusedError(
-            f"{shown} is a {printable(kind, 60)}, whose weights have no places that are known here; "
-            "fold the model (refold fold)"
-        )
-    if axis is None:
-        return specs
-    axes = (axis,) if isinstance(axis, int) else axis
-    if len(specs) > 1 or not isinstance(axes, list | tuple) or not all(type(a) is int for a in axes):
-        raise RefusedError(f"{shown} has an axis that is none")
-    return (KernelSpec(specs[0].path, tuple(axes)),)
-
-
-# ---- methods in configurations -----------------------------------------------------------------------
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)
-
-
-def _method(options: Json, shown: str) -> Normalization:
-    named, epsilon = options.get("normalizer"), options.get("epsilon")
-    try:
-        if isinstance(named, str) and isinstance(epsilon, int | float | None):
-            return method(named, epsilon)
-        if isinstance(named, dict) and "method" in named and all(map(_is_plain, named.values())):
-            return method_of(named)
-    except (ValueError, TypeError) as error:
-        raise RefusedError(f"{shown}: {error}") from error
-    raise RefusedError(f"{shown} is normalized by a layer of Keras; fold the model (refold fold)")
-
-
-def _method_config(chosen_method: Normalization) -> Json:
-    """The options that make a layer use a method."""
-    for name in METHODS:
-        if method(name, chosen_method.epsilon) == chosen_method:
-            return {"normalizer": name, "epsilon": chosen_method.epsilon}
-    own = {f.name: getattr(chosen_method, f.name) for f in fields(chosen_method)}  # type: ignore[arg-type]  # all methods are dataclasses
-    return {"normalizer": {"method": type(chosen_method).__name__, **own}, "epsilon": None}
 
 
 # ---- writing -----------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ KERNELS: dict[type, tuple[KernelSpec, ...]] = {
 
 # Cells that are known to have a kernel for the input and one for the state.
 _CELLS = (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell)
+_RECURRENT = (layers.SimpleRNN, layers.GRU, layers.LSTM, layers.RNN)
 # What a cell alone would need (states in and out) is not what a wrapper passes on.
 _REFUSED = (layers.RNN, *_CELLS, layers.StackedRNNCells)
 
@@ -115,7 +116,28 @@ def specs_of_class(kind: type, config: Mapping[str, Any]) -> tuple[KernelSpec, .
         return (KernelSpec("kernel", axes),) if axes else ()
     if kind in (layers.SimpleRNN, layers.GRU, layers.LSTM):
         return _CELL
-    return KERNELS.get(kind, ())
+    if kind is layers.RNN:
+        return _CELL if _described(config.get("cell"))[0] in _CELLS else ()
+    if kind is layers.Bidirectional:
+        (forward, own), (backward, other) = map(_described, (config.get("layer"), config.get("backward_layer")))
+        if forward not in _RECURRENT or backward not in (*_RECURRENT, None):
+            return ()
+        there = specs_of_class(forward, own)
+        return _both_directions(there, there if backward is None else specs_of_class(backward, other))
+    if kind in ATTENTION:
+        shape = config.get("output_shape")
+        outputs = len(shape) if isinstance(shape, list | tuple) else 1
+        return _projections(bool(config.get("use_gate")), outputs)
+    return next((specs for known, specs in KERNELS.items() if issubclass(kind, known)), ())
+
+
+def _described(entry: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The kind of layer of Keras that is described inside of another one, or None, and its configuration."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
+        return None, {}
+    if not str(entry.get("module")).startswith("keras."):
+        return None, {}
+    return getattr(layers, str(entry.get("class_name")), None), entry["config"]
 
 
 # Two operands, the second the kernel.
@@ -132,15 +154,18 @@ def _einsum_axes(equation: str) -> tuple[int, ...]:
 def _recurrent_specs(layer: Any) -> tuple[KernelSpec, ...]:
     """Both kernels of a recurrent layer's cell, in both directions; none for other layers."""
     if isinstance(layer, layers.Bidirectional):
-        directions = [(word, _recurrent_specs(getattr(layer, f"{word}_layer"))) for word in ("forward", "backward")]
-        return tuple(
-            KernelSpec(f"{word}_layer.{spec.path}", spec.unit_axes, f"{word}_{spec.prefix}")
-            for word, specs in directions
-            for spec in specs
-        )
+        return _both_directions(_recurrent_specs(layer.forward_layer), _recurrent_specs(layer.backward_layer))
     if isinstance(layer, layers.RNN) and isinstance(layer.cell, _CELLS):
         return _CELL
     return ()
+
+
+def _both_directions(forward: Sequence[KernelSpec], backward: Sequence[KernelSpec]) -> tuple[KernelSpec, ...]:
+    return tuple(
+        KernelSpec(f"{word}_layer.{spec.path}", spec.unit_axes, f"{word}_{spec.prefix}")
+        for word, specs in (("forward", forward), ("backward", backward))
+        for spec in specs
+    )
 
 
 def _attention_specs(layer: Any) -> tuple[KernelSpec, ...]:
@@ -152,7 +177,10 @@ def _attention_specs(layer: Any) -> tuple[KernelSpec, ...]:
     if not isinstance(layer, ATTENTION):
         return ()
     gated = getattr(layer, "use_gate", False) or getattr(layer, "_use_gate", False)
+    return _projections(gated, len(getattr(layer, "_output_shape", None) or (1,)))
+
+
+def _projections(gated: bool, outputs: int) -> tuple[KernelSpec, ...]:
     words = ("query", "key", "value", *(("gate",) if gated else ()))
     into = [KernelSpec(f"_{word}_dense.kernel", (1, 2), f"{word}_") for word in words]
-    outputs = len(getattr(layer, "_output_shape", None) or (1,))
     return (*into, KernelSpec("_output_dense.kernel", tuple(range(2, 2 + outputs)), "output_"))

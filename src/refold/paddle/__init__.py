@@ -10,6 +10,7 @@ from refold.paddle.blocks import DiverseBranchBlock as DiverseBranchBlock
 from refold.paddle.blocks import ExpressionBlock as ExpressionBlock
 from refold.paddle.blocks import MobileOneBlock as MobileOneBlock
 from refold.paddle.blocks import RepVGGBlock as RepVGGBlock
+from refold.paddle.continuing import continue_training as continue_training
 from refold.paddle.data_initialization import initialize_from_data as initialize_from_data
 from refold.paddle.normalization import force_magnitudes as force_magnitudes
 from refold.paddle.normalization import weight_normalization as weight_normalization

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
+
+from refold.names import nearest
 
 
 def continue_training(optimizer: torch.optim.Optimizer, model: nn.Module, plain: nn.Module) -> list[str]:
@@ -37,7 +37,7 @@ def continue_training(optimizer: torch.optim.Optimizer, model: nn.Module, plain:
     for name, parameter in plain.named_parameters():
         if not parameter.requires_grad:
             continue
-        before = _nearest(name, trained)
+        before = nearest(name, trained)
         group = groups[id(trained[before])]
         group["params"].append(parameter)
         if "param_names" in group:
@@ -48,14 +48,3 @@ def continue_training(optimizer: torch.optim.Optimizer, model: nn.Module, plain:
         else:
             anew.append(name)
     return anew
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """The first of ``names`` that shares most segments with ``name``."""
-    segments = name.split(".")
-
-    def shared(other: str) -> int:
-        pairs = zip(segments, other.split("."), strict=False)
-        return next((count for count, (one, two) in enumerate(pairs) if one != two), len(segments))
-
-    return max(names, key=shared)
