@@ -244,6 +244,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"a.weight_v": CUBE, "a.weight_g": np.ones((4, 1, 1), "float32")}, {"to": "refold"},
         "does not say which axis",
     ),
+    "units that only a model says": (
+        {"a.weight": V}, {"to": "torch", "axes": ["*=auto"]}, "'auto' is for models of Keras"
+    ),
     "a method that names do not say": (
         {"a.parametrizations.weight.original0": V, "a.parametrizations.weight.original1": G.reshape(-1)},
         {"axes": ["*=0"]}, "pass --method unit",

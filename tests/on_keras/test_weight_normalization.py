@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from kinds import KINDS, NORMALIZERS, built, close, gradients, image, loss, number
+from kinds import KINDS, NORMALIZERS, built, close, gradients, image, loss, number, quietly
 
 from refold.keras.normalization import WeightNormalization
 from refold.weights import METHODS, NUMPY, Centered, method
@@ -112,6 +112,17 @@ def test_formula(name):
     centered = kernel - kernel.mean(0) * (name == "layer")
     size = np.sqrt(np.sum(centered**2, 0) / (1 if name == "unit" else 5))
     close(wrapped.effective_kernel(), gain * centered / size + offset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_weight_per_unit(name):
+    """A depthwise convolution of one tap: timm's raises there, and an unbiased deviation divides by zero."""
+    layer, x = layers.DepthwiseConv2D(1, use_bias=False), image(2, 4, 4, 3)
+    before = number(layer(x))
+    wrapped = quietly(lambda: WeightNormalization(layer, name))
+    close(quietly(lambda: wrapped(x)), before)
+    found = gradients(lambda: ops.sum(wrapped(x)), wrapped.trainable_variables)
+    assert all(np.isfinite(gradient).all() for gradient in found)
 
 
 def test_the_axis_can_be_chosen():

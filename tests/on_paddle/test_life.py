@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -388,3 +390,26 @@ def test_an_activation_inside_a_batch_norm() -> None:
     plain = refold.fold(model, IMAGE)
     assert_same_function(model, plain, IMAGE)
     assert operators(plain, IMAGE) == 4
+
+
+def test_a_pickle_is_read_in_another_process(tmp_path: Path) -> None:
+    model, x = Csp(), paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 4, 16, 16)).astype("float32"))
+    randomize(model)
+    plain = refold.fold(model, x)
+    plain(x)
+    wanted = plain(x).numpy()
+    np.savez(tmp_path / "given.npz", x=x.numpy(), wanted=wanted)
+    (tmp_path / "plain.pickle").write_bytes(pickle.dumps(plain))
+    code = """
+import pickle, sys
+import numpy as np, paddle
+given = np.load(sys.argv[1] + "/given.npz")
+with open(sys.argv[1] + "/plain.pickle", "rb") as file:
+    plain = pickle.load(file)
+np.testing.assert_array_equal(plain(paddle.to_tensor(given["x"])).numpy(), given["wanted"])
+paddle.jit.save(plain, sys.argv[1] + "/saved", input_spec=[paddle.static.InputSpec([None, 4, 16, 16], "float32")])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(refold.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]

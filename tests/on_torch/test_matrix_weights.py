@@ -175,6 +175,11 @@ def test_golden_vectors_through_the_layers(case: golden.Case) -> None:
         (lambda: spectral_normalization(nn.Linear(3, 3), epsilon=-1.0), "a finite number that is not negative"),
         (lambda: orthogonal_weights(nn.Linear(3, 3), map="householder"), "no map 'householder'"),
         (lambda: low_rank_adaptation(nn.Linear(3, 3), 0), "the rank must be at least 1, not 0"),
+        (lambda: weight_normalization(nn.Embedding(3, 4, sparse=True)), "makes sparse gradients"),
+        (
+            lambda: spectral_normalization(nn.EmbeddingBag(3, 4, max_norm=1.0)),
+            "writes into its weight at each call",
+        ),
         (lambda: spectral_normalization(nn.LayerNorm(3)), "nothing tells which axes"),
         (lambda: orthogonal_weights(weight_normalization(nn.Linear(3, 3))), "is parametrized already"),
     ],

@@ -233,3 +233,14 @@ def test_initialization_from_data(kind: str) -> None:
     state = copy.deepcopy(model.state_dict())
     initialize_from_data(model, x)
     assert all(torch.allclose(value, state[name], atol=1e-5) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_weight_per_unit(name: str) -> None:
+    """A depthwise convolution of one tap: timm's raises there, and an unbiased deviation divides by zero."""
+    module, x = nn.Conv2d(3, 3, 1, groups=3), torch.randn(2, 3, 4, 4)
+    before = module(x)
+    weight_normalization(module, normalizer=name)
+    assert torch.allclose(module(x), before, atol=1e-6)
+    module(x).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())

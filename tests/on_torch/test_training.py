@@ -18,7 +18,16 @@ from torch import nn
 
 import refold
 from refold.blocks import Identity, Scale, Sum, convolution
-from refold.torch import ExpressionBlock, RepVGGBlock, initialize_from_data, weight_normalization, wrappers
+from refold.torch import (
+    ExpressionBlock,
+    RepVGGBlock,
+    initialize_from_data,
+    low_rank_adaptation,
+    orthogonal_weights,
+    spectral_normalization,
+    weight_normalization,
+    wrappers,
+)
 
 PROCESSES, STEPS = 2, 3
 
@@ -65,7 +74,7 @@ def pair() -> Any:
 def one_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
-    ways = {"DDP": distributed, "FSDP2": sharded, "TP": cut, "data": from_pieces_of_a_batch}
+    ways = {"DDP": distributed, "FSDP2": sharded, "TP": cut, "data": from_pieces_of_a_batch, "others": in_every_way}
     for way, fold in ways.items():
         found = fold(rank)
         if rank == 0:
@@ -142,6 +151,37 @@ def cut(rank: int) -> dict[str, Any]:
     return {"plain": plain.state_dict(), "given": x, "gives": plain(x), "sentence": str(caught.value)}
 
 
+def others() -> Any:
+    """What sees the whole matrix, or has vectors that each call in training moves on."""
+    torch.manual_seed(0)
+    sigma, spectral = (spectral_normalization(nn.Linear(6, 6), gain=gain) for gain in (True, False))
+    dora = low_rank_adaptation(nn.Linear(6, 6), 2, magnitude=True)
+    return nn.Sequential(sigma, nn.Tanh(), spectral, nn.Tanh(), orthogonal_weights(nn.Linear(6, 6)), dora)
+
+
+def numbers() -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 6, generator=generator), torch.randint(0, 6, (8,), generator=generator)
+
+
+def in_every_way(rank: int) -> dict[str, Any]:
+    """Trained by wrappers that hand weights around; twice called before a gradient, where that is a trap."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    x, y = (part.chunk(PROCESSES)[rank] for part in numbers())
+    plain = others()
+    train(nn.parallel.DistributedDataParallel(plain), x, y)
+    sharded = fully_shard(others(), mesh=mesh())
+    train(sharded, x, y)
+    folded = refold.fold(sharded.eval(), numbers()[0])
+    assert torch.allclose(folded(x), sharded(x), atol=1e-5)
+    twice = nn.parallel.DistributedDataParallel(others())
+    (twice(x) * twice(2 * x)).sum().backward()
+    state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
+    return {"DDP": plain.state_dict(), "FSDP2": state, "folded": folded.state_dict()}
+
+
 def from_pieces_of_a_batch(rank: int) -> dict[str, Any]:
     """Data-dependent initialization of one model by its wrapper, of another by the group."""
     piece = batch()[0].split((3, 5))[rank]
@@ -199,6 +239,18 @@ def test_a_batch_in_pieces_initializes_as_a_whole_one(way: str, found: Any) -> N
     initialize_from_data(alone, batch()[0])
     for name, value in alone.state_dict().items():
         assert torch.allclose(states[way][name], value, atol=1e-6), name
+
+
+def test_methods_of_whole_matrices_train_in_two_processes(found: Any) -> None:
+    alone, (x, y) = others(), numbers()
+    train(alone, x, y)
+    there = found("others")
+    for way in ("DDP", "FSDP2"):
+        for name, value in alone.state_dict().items():
+            assert torch.allclose(there[way][name], value, atol=1e-5), (way, name)
+    plain = refold.fold(alone.eval(), x)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(there["folded"][name], value, atol=1e-5), name
 
 
 def test_weights_in_pieces_are_named(found: Any) -> None:

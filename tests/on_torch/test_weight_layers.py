@@ -310,6 +310,38 @@ def test_half_types(method: str, kind: torch.dtype) -> None:
     assert all(p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_stay_last(method: str) -> None:
+    """torch's own parametrizations drop the memory format."""
+    torch.manual_seed(0)
+    for module, shape in ((nn.Conv2d(4, 6, 3), (2, 4, 5, 5)), (nn.Conv3d(4, 6, 2), (2, 4, 3, 3, 3))):
+        layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        module = module.to(memory_format=layout)
+        x = torch.randn(shape).to(memory_format=layout)
+        METHODS[method](module)
+        assert module.weight.is_contiguous(memory_format=layout)
+        wanted = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+        train(module, x)
+        assert next(module.parametrizations.weight.parameters()).is_contiguous(memory_format=layout)
+        plain = refold.fold(nn.Sequential(module).eval(), x)
+        assert plain.get_submodule("0").weight.is_contiguous(memory_format=layout)
+        assert torch.allclose(plain(x), module(x), atol=1e-5)
+        if method not in ("lora", "dora"):  # whose start is drawn
+            train(wanted, x)
+            assert torch.allclose(wanted(x), module(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_traces(method: str) -> None:
+    """What the older exporters do."""
+    model, x = made("linear", method)
+    model = nn.Sequential(model, nn.Tanh())
+    train(model, x)
+    traced = torch.jit.trace(model, (x,))
+    other = torch.randn(2, *x.shape[1:])
+    assert torch.allclose(traced(other), model(other), atol=1e-6)
+
+
 # ---- frozen and shared -------------------------------------------------------------------------------
 
 

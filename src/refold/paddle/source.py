@@ -11,6 +11,7 @@ import keyword
 import linecache
 import math
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, final
 
 import paddle
@@ -119,7 +120,7 @@ class Writer:
             return f"{self.text(args[0])}.{short}({self.arguments(args[1:], kwargs)})"
         if owner in ("paddle._C_ops", "paddle._legacy_C_ops"):
             module = owner.removeprefix("paddle.")
-            self.objects[module] = getattr(paddle, module)
+            self.objects[module] = _Module(owner)
             return f"{module}.{short}({self.arguments(args, kwargs)})"
         shown = function.replace("paddle.nn.functional.", "F.")
         return f"{shown}({self.arguments(args, kwargs)})"
@@ -144,14 +145,45 @@ class Writer:
 def make(name: str, signature: list[str], writer: Writer, result: str) -> Any:
     """A Layer of a class called ``name`` with this forward, still without any parts."""
     lines = [f"def forward({', '.join(['self', *signature])}):", *writer.lines, f"return {result}"]
-    code = "\n    ".join(lines) + "\n"
-    file = f"<refold.paddle {name} {next(_COUNT)}>"
-    # Whoever wants to read the source of the function (to_static does) looks it up here.
-    linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
-    space: dict[str, Any] = {"paddle": paddle, "F": paddle.nn.functional, **writer.objects}
-    exec(compile(code, file, "exec"), space)
-    cls = type(name, (Layer,), {"forward": space["forward"], "code": code, "__module__": __name__})
-    return cls()
+    return _Source(name, "\n    ".join(lines) + "\n", writer.objects).kind()
+
+
+@final
+class _Source:
+    """What the class of a Layer was made of, so that it can be made again where a pickle of one is read."""
+
+    def __init__(self, name: str, code: str, objects: dict[str, Any]) -> None:
+        self.name, self.code, self.objects = name, code, objects
+        file = f"<refold.paddle {name} {next(_COUNT)}>"
+        # Whoever wants to read the source of the function (to_static does) looks it up here.
+        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
+        modules = {name: import_module(found.name) for name, found in objects.items() if isinstance(found, _Module)}
+        space: dict[str, Any] = {"paddle": paddle, "F": paddle.nn.functional, **objects, **modules}
+        exec(compile(code, file, "exec"), space)
+        own = {"forward": space["forward"], "code": code, "source": self, "__reduce_ex__": _reduced}
+        self.kind: Any = type(name, (Layer,), {**own, "__module__": __name__})
+
+    def __deepcopy__(self, memo: Any) -> _Source:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Source, (self.name, self.code, self.objects)
+
+
+@final
+@dataclass(frozen=True)
+class _Module:
+    """A module that source mentions; modules themselves have no pickles."""
+
+    name: str
+
+
+def _reduced(layer: Any, protocol: Any) -> Any:
+    return _restored, (type(layer).source,), layer.__getstate__()
+
+
+def _restored(source: _Source) -> Any:
+    return source.kind.__new__(source.kind)
 
 
 def place(root: Any, path: str, part: Any) -> None:

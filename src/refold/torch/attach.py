@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import WeakIdKeyDictionary
 
+from refold.torch.layout import laid_out, layout_of
 from refold.torch.units import rows_of
 from refold.torch.written import computed_weight, watched
 from refold.weights import Rows
@@ -48,7 +49,8 @@ class ParametrizedRows(nn.Module):
 
     def forward(self, *originals: Tensor) -> Tensor:
         """The weight, which takes what is written into it."""
-        return computed_weight(self.weight(*originals), partial(self._take, originals))
+        weight = laid_out(self.weight(*originals), originals[0])
+        return computed_weight(weight, partial(self._take, originals))
 
     def _take(self, originals: tuple[Tensor, ...], written: Tensor) -> None:
         with torch.no_grad():
@@ -71,8 +73,8 @@ def attach(
     shared if each is parametrized in the same way. ``in_pieces``: whether it may be a distributed tensor.
 
     Raises:
-        ValueError: there is no such weight, it is parametrized already, nothing tells its output units, or it is
-            distributed and may not be.
+        ValueError: there is no such weight, it is parametrized already, nothing tells its output units, it is
+            distributed and may not be, or the module makes sparse gradients for it or writes into it.
     """
     called = f"the module {type(module).__name__}"
     if parametrize.is_parametrized(module, name):
@@ -90,14 +92,22 @@ def attach(
             f"the parameter '{name}' of {called} is a {type(weight.data).__name__}, and what is to be attached "
             "sees the whole matrix: attach it before the weight is distributed"
         )
+    if getattr(module, "sparse", False):
+        raise ValueError(f"{called} makes sparse gradients, which a weight that is computed cannot take")
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(
+            f"{called} writes into its weight at each call (max_norm), which a computed one cannot take"
+        )
     parametrization = make(rows_of(module, name, tuple(weight.shape), axis), weight)
-    tied = _others(weight, parametrization, called)
+    tied, layout = _others(weight, parametrization, called), layout_of(weight)
     parametrize.register_parametrization(module, name, parametrization)
     parametrizations = cast(nn.ModuleDict, module.parametrizations)
     if tied is None:
         made: Any = parametrizations[name]
         first = "original" if made.is_tensor else "original0"
         setattr(made, first, weight)
+        if layout is not None:  # what is stored for the weight is a new tensor
+            weight.data = weight.data.contiguous(memory_format=layout)
         _MADE[weight] = ref(made)
     else:
         parametrizations[name] = tied
@@ -185,7 +195,7 @@ def _linear(plain: Any) -> Callable[..., Any]:
 
 
 def _is_alone(input: Any) -> bool:
-    if type(input) not in (Tensor, nn.Parameter) or parametrize._cache_enabled:
+    if type(input) not in (Tensor, nn.Parameter) or parametrize._cache_enabled or torch._C._is_tracing():
         return False
     return not _exporting() if torch.compiler.is_compiling() else not watched()
 

@@ -10,6 +10,7 @@ import torch
 from refold.algebra.affine import AffineConv, Array, turned_around
 from refold.algebra.geometry import Window, crop
 from refold.algebra.refusal import Refusal
+from refold.torch.layout import laid_out
 
 nn = torch.nn
 
@@ -111,11 +112,7 @@ def is_dense(conv: AffineConv, *, channel_axis: int, dense: bool) -> bool:
 
 def parameter(array: Array, like: Any, trainable: bool) -> Any:
     """A parameter that holds ``array``, each number rounded once to the type of ``like``."""
-    tensor = rounded(array, like)
-    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    if tensor.ndim == 4 and channels_last and not like.is_contiguous():
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(tensor, requires_grad=trainable)
+    return nn.Parameter(laid_out(rounded(array, like), like), requires_grad=trainable)
 
 
 def rounded(array: Array, like: Any) -> Any:

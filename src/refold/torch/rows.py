@@ -28,7 +28,8 @@ def compose(
     """
     # A model that was converted as a whole, or is cast by FSDP, has them in half precision.
     gain, offset = (None if part is None else widen(TORCH, part) for part in (gain, offset))
-    if torch.compiler.is_compiling():  # a compiler sees through the steps, and makes its own few passes of them
+    # A compiler sees through the steps, and makes its own few passes of them; what is traced needs them.
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         steps = method.compose(TORCH, as_matrix(rows, direction), _column(gain), _column(offset))
         return as_weight(rows, steps, direction)
     made = fused.compose(method, rows, direction, gain, offset)
