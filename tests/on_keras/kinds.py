@@ -97,6 +97,31 @@ def gradients(function, variables):
     return [np.asarray(ops.convert_to_numpy(gradient)) for gradient in found]
 
 
+def along(function, variables, tangents):
+    """function() moved along tangents of each Keras variable, in forward mode, in numpy."""
+
+    def stateless(*values):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return function()
+
+    values = [ops.convert_to_tensor(v.value) for v in variables]
+    tangents = [ops.convert_to_tensor(tangent) for tangent in tangents]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.autodiff.ForwardAccumulator(values, tangents) as accumulator:
+            moved = accumulator.jvp(stateless(*values))
+    elif BACKEND == "torch":
+        import torch
+
+        _, moved = torch.func.jvp(stateless, tuple(v.detach() for v in values), tuple(tangents))
+    else:
+        import jax
+
+        _, moved = jax.jvp(stateless, values, tangents)
+    return number(moved)
+
+
 # What the rows of a weight can go through.
 NORMALIZERS = {
     **{name: lambda name=name: name for name in ("layer", "rms", "unit")},

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from kinds import COMPILES, KINDS, close, gradients, image, number
+from kinds import COMPILES, KINDS, along, close, gradients, image, number
 
 import refold
 from refold.keras import LowRankAdaptation, OrthogonalWeights, SpectralNormalization, WeightNormalization
@@ -285,6 +285,23 @@ def test_low_rank_is_its_formula():
             layer.gain.assign(gain)
             expected = gain[:, None] * expected / np.linalg.norm(expected, axis=1, keepdims=True)
         close(matrix(layer.effective_kernel(), [3]), expected)
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, "unit", "layer"])
+def test_forward_mode_and_reverse_mode_agree(wrapper):
+    make = WRAPPERS.get(wrapper) or (lambda layer: WeightNormalization(layer, wrapper))
+    layer, x = make(layers.Conv2D(3, 2)), image(2, 4, 4, 2)
+    layer(x)
+    variables = layer.trainable_variables
+    for variable in variables:
+        variable.assign(number(variable) + 0.1 * image(*variable.shape))
+    weights, tangents = image(2, 3, 3, 3), [image(*variable.shape) for variable in variables]
+
+    def weighed():
+        return ops.sum(layer(x) * ops.convert_to_tensor(weights))
+
+    backward = sum(np.sum(g * t) for g, t in zip(gradients(weighed, variables), tangents, strict=True))
+    assert along(weighed, variables, tangents) == pytest.approx(backward, rel=1e-3)
 
 
 def test_orthogonal_weights_stay_orthogonal_and_learn_a_rotation():

@@ -141,6 +141,11 @@ def test_wrapped_and_folded_the_output_is_the_same(axis, units, tmp_path):
     model.save(tmp_path / "rich.keras")
     refold.convert(tmp_path / "rich.keras", tmp_path / "plain.keras")
     close(keras.saving.load_model(tmp_path / "plain.keras")(x), before)
+    said = {None: "auto", (): "none"}.get(axis, axis)
+    refold.convert(tmp_path / "plain.keras", tmp_path / "again.keras", "refold", axes=[f"weight*={said}"])
+    again = keras.saving.load_model(tmp_path / "again.keras")
+    close(again(x), before)
+    assert again.layers[-1].gain.shape == (units,)
 
 
 @pytest.mark.parametrize("trains", [True, False])

@@ -265,7 +265,7 @@ class _Conversion:
         entry = site.entry
         specs, axis = kernels_of(entry, None, shown), None
         if not units.usual:
-            if len(specs) != 1 or units.groups != 1 or not units.axes:
+            if len(specs) != 1 or units.groups != 1:
                 raise RefusedError(
                     f"{shown} is not one kernel with units on its axes; write 'auto' for those of its kind, or "
                     "wrap it in code"

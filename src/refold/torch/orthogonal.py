@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 class OrthogonalWeight(ParametrizedRows):
     """A parametrization: a constant matrix with orthonormal rows that the stored weight, a free matrix, turns.
 
-    ``base`` ``(units, fan_in)`` is a buffer, ``gain`` ``()`` a parameter, both in float32 or wider.
+    ``base`` ``(units, fan_in)`` is a buffer, ``gain`` ``(1,)`` a parameter, both in float32 or wider.
     """
 
     base: Tensor
@@ -29,7 +29,7 @@ class OrthogonalWeight(ParametrizedRows):
         super().__init__(rows)
         self.method = method
         settings: Any = {"dtype": getattr(torch, working_dtype(dtype_name(like))), "device": like.device}
-        self.gain = nn.Parameter(torch.ones((), **settings), like.requires_grad) if gain else None
+        self.gain = nn.Parameter(torch.ones(1, **settings), like.requires_grad) if gain else None
         self.register_buffer("base", torch.zeros(rows.units, rows.fan_in, **settings))
 
     def weight(self, *originals: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class OrthogonalWeight(ParametrizedRows):
         # Rounded as the direction is stored: where nothing has turned, nothing is to turn.
         self.base.copy_(as_matrix(self.rows, direction))
         if self.gain is not None:
-            self.gain.copy_(torch.from_numpy(parts.gain).reshape(()))
+            self.gain.copy_(torch.from_numpy(parts.gain).reshape(1))
         return direction
 
     def extra_repr(self) -> str:

@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 class SpectralWeight(ParametrizedRows):
     """A parametrization: the stored weight over its largest singular value, perhaps times a learned ``gain``.
 
-    ``left`` ``(1, units)`` and ``right`` ``(1, fan_in)`` are buffers, ``gain`` ``()`` is a parameter; all in
+    ``left`` ``(1, units)`` and ``right`` ``(1, fan_in)`` are buffers, ``gain`` ``(1,)`` is a parameter; all in
     float32 or wider.
     """
 
@@ -34,7 +34,7 @@ class SpectralWeight(ParametrizedRows):
         self.method = method
         self.power_iterations = power_iterations
         settings: Any = {"dtype": getattr(torch, working_dtype(dtype_name(like))), "device": like.device}
-        self.gain = nn.Parameter(torch.ones((), **settings), like.requires_grad) if gain else None
+        self.gain = nn.Parameter(torch.ones(1, **settings), like.requires_grad) if gain else None
         self.register_buffer("left", torch.zeros(1, rows.units, **settings))
         self.register_buffer("right", torch.zeros(1, rows.fan_in, **settings))
 
@@ -58,7 +58,7 @@ class SpectralWeight(ParametrizedRows):
         self.left.copy_(torch.from_numpy(state.left))
         self.right.copy_(torch.from_numpy(state.right))
         if self.gain is not None:
-            self.gain.copy_(torch.from_numpy(gain).reshape(()))
+            self.gain.copy_(torch.from_numpy(gain).reshape(1))
         return weight
 
     def settle(self, stored: Tensor) -> None:
