@@ -195,9 +195,9 @@ def _linear(plain: Any) -> Callable[..., Any]:
 
 
 def _is_alone(input: Any) -> bool:
-    if type(input) not in (Tensor, nn.Parameter) or parametrize._cache_enabled or torch._C._is_tracing():
+    if type(input) not in (Tensor, nn.Parameter) or parametrize._cache_enabled:
         return False
-    return not _exporting() if torch.compiler.is_compiling() else not watched()
+    return not _exporting() if torch.compiler.is_compiling() else not (watched() or torch._C._is_tracing())
 
 
 def _originals(found: Any) -> list[Tensor]:
