@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bodies import Inner, a_loop_that_stops_by_itself, block, finished, loop_body
+from bodies import (
+    Inner,
+    a_loop_that_stops_by_itself,
+    a_scan_from_behind_over_another_axis,
+    block,
+    finished,
+    loop_body,
+)
 from graphs import Builder
 from onnx import TensorProto, helper, numpy_helper
 
@@ -152,6 +159,16 @@ def test_bodies_that_are_wrong_end_in_one_sentence(
     assert main(["fold", str(path), "-o", str(out)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("axes", [[7], [0, 1]], ids=["an axis that is not there", "too many axes"])
+def test_scans_over_axes_that_are_wrong(axes: list[int]) -> None:
+    model = a_scan_from_behind_over_another_axis()
+    scan = model.graph.node[0]
+    attribute = next(a for a in scan.attribute if a.name == "scan_input_axes")
+    attribute.CopyFrom(helper.make_attribute("scan_input_axes", axes))
+    plain = refold.fold(model)
+    assert refold.prove(model, plain, end_to_end=False).ok
 
 
 def test_functions_with_endless_loops_are_not_followed() -> None:

@@ -45,6 +45,12 @@ class Runner:
         except TooMuchError as error:
             self.endless[owner] = str(error)
             raise
+        except InputError:
+            raise
+        except Exception as error:  # axes that are not there, numbers that are none: no runtime runs it
+            name = printable(describe(bodies[0].owner))
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"'{name}' does not run in float64: {reason[:200]}") from error
 
     def _performed(self, bodies: Sequence[Body], inputs: Sequence[Any]) -> list[Any]:
         match bodies[0].owner.op_type:

@@ -287,7 +287,7 @@ class _Run:
         arrays += given[start : start + count]
         axes = body.owner.attributes.get_ints("scan_input_axes") or [0] * body.scanned
         for array, axis in zip(given[start + count :], axes, strict=True):
-            if not isinstance(array, np.ndarray) or not array.shape[axis]:
+            if not isinstance(array, np.ndarray) or not array.size or not -array.ndim <= axis < array.ndim:
                 raise InputError(f"'{printable(describe(body.owner))}' has nothing to scan")
             arrays.append(np.take(array, 0, axis))
         number = self.record.scopes.index(scope)  # the same one in a folded model

@@ -329,6 +329,9 @@ class _Lift:
         outputs: tuple[str, ...],
         steps: tuple[ir.Node, ...],
     ) -> None:
+        ranks = {len(self.values[name].shape) for name in (*inputs, *outputs)}
+        if isinstance(op, Affine) and len(ranks) > 1:
+            op = Opaque()  # where the file says another shape than the operator can give
         if op == Gain() and node.outputs[place] in self.scope.graph.outputs:
             op = Opaque()  # an output needs a name of its own
         name = self._name(node, place)

@@ -76,6 +76,14 @@ def _fits(body: Body) -> bool:
     if node.op_type == "Loop" and len(node.inputs) < LOOP_INPUTS:
         return False
     required = node.inputs[LOOP_INPUTS:] if node.op_type == "Loop" else node.inputs
+    settings = {"input": body.scanned, "output": len(node.outputs) - states}
+    told = [
+        (node.attributes.get_ints(f"scan_{side}_{what}"), count)
+        for side, count in settings.items()
+        for what in ("axes", "directions")
+    ]
+    if node.op_type == "Scan" and any(numbers and len(numbers) != count for numbers, count in told):
+        return False
     return (
         all(value is not None for value in required)
         and 0 <= body.scanned <= len(node.inputs)
