@@ -19,6 +19,7 @@ from refold.graph.forms import form_builder
 from refold.graph.graph import (
     Affine,
     AffineForm,
+    Concat,
     Dialect,
     Gain,
     Graph,
@@ -309,6 +310,8 @@ class _Lift:
             return Opaque(self.apart[id(node)])
         facts = tuple(None if value is None else self.survey.of(value) for value in node.inputs)
         outputs = tuple(self.survey.of(value) for value in node.outputs)
+        if any(known is not None and not known.is_constant and known.rank is None for known in facts):
+            return Opaque()  # nothing is known of it, whatever the file says of the result
         version = self.moves.operators.opsets.get(node.domain, 1)
         op = op_of(Step(node, version, facts, outputs, place))
         if isinstance(op, Relayout) and abs(op.axis_in - op.axis_out) == 1:
@@ -330,7 +333,7 @@ class _Lift:
         steps: tuple[ir.Node, ...],
     ) -> None:
         ranks = {len(self.values[name].shape) for name in (*inputs, *outputs)}
-        if isinstance(op, Affine) and len(ranks) > 1:
+        if isinstance(op, Affine | Concat | Sum) and len(ranks) > 1:
             op = Opaque()  # where the file says another shape than the operator can give
         if op == Gain() and node.outputs[place] in self.scope.graph.outputs:
             op = Opaque()  # an output needs a name of its own
