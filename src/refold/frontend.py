@@ -75,6 +75,22 @@ class Rich:
         return f"{len(self.unfolded)} convolutions are blocks now{kept}"
 
 
+class Reference(Protocol):
+    """What a proof asks of a front end. Its methods are those of :class:`Frontend`."""
+
+    def evaluate(self, lifted: Lifted, feeds: Mapping[str, AnyArray], wanted: Sequence[str]) -> dict[str, AnyArray]:
+        """Values by the original model's own operators in float64."""
+        ...
+
+    def identity(self, lifted: Lifted, node: str) -> Identity:
+        """What an opaque node is."""
+        ...
+
+    def storage(self, lifted: Lifted, node: str) -> str:
+        """The type in which the parameters of a linear node are stored."""
+        ...
+
+
 class Frontend(Protocol):
     """One framework."""
 

@@ -277,3 +277,41 @@ def distribute(graph: Any, op: Any, branches: Sequence[Any], expected: Callable[
         terms = [(part.terms[name].with_bias(part.bias), name) for part in parts for name in part.terms]
         assert_same(joined([run(term, data[name]) for term, name in terms]), said)
     return bool(answers)
+
+
+def pass_through(
+    algebra: Any,
+    factors: Sequence[float],
+    shifts: Sequence[float],
+    here: Sequence[int],
+    there: Sequence[int],
+    *,
+    rising: bool = False,
+) -> bool:
+    """A map per channel before an operator whose channel ``there[k]`` is made of ``here[k]``, and what the law
+    makes of it behind; and the other way round. The operator's weights are eighths that sum to one, or it takes
+    maxima."""
+    channels = max(there) + 1
+    moved = algebra.pass_through(algebra.scale_shift(factors, shifts, 1), (here, there), channels, 2, rising=rising)
+    rows = [[k for k, row in enumerate(there) if row == channel] for channel in range(channels)]
+    numbers = x(len(factors), 4)
+
+    def operated(data: np.ndarray) -> np.ndarray:
+        found = []
+        for pairs in rows:
+            read = np.concatenate([data[here[k]] for k in pairs])
+            shares = np.array([1.0] * (len(read) - 1) + [9.0 - len(read)]) / 8.0
+            found.append([max(read.tolist()) if rising else float(np.sum(shares * read))])
+        return np.array(found)
+
+    before = np.array([[a * v + b for v in row] for row, a, b in zip(numbers, factors, shifts, strict=True)])
+    if not isinstance(moved, algebra.AffineConv):
+        assert moved.reason
+        alike = all(len({(factors[here[k]], shifts[here[k]]) for k in pairs}) == 1 for pairs in rows)
+        assert not alike or (rising and min(factors) <= 0.0)
+        return False
+    assert not rising or min(factors) > 0.0  # where a number is infinite, 0 times it is none
+    assert len(moved.windows) == 2
+    behind = moved.scale[:, None] * operated(numbers) + moved.bias[:, None]
+    assert_same(behind, operated(before))
+    return True

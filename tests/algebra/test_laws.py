@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import checks
 import numpy as np
 from cases import conv, x
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oracle import assert_same, run
+from refold import algebra
 from refold.algebra import AffineConv, Refusal, Window, add, compose, identity, scale_shift, select, stack
 
 small = st.builds(
@@ -161,3 +163,17 @@ def test_what_is_not_a_number_is_not_within_any_bound() -> None:
     ):
         assert isinstance(made, AffineConv)
         assert not made.most <= 1e30
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=3, max_size=3),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_maps_per_channel_pass_through_means_or_are_refused(
+    maps: list[tuple[int, int]], pairs: list[tuple[int, int]], rising: bool
+) -> None:
+    factors, shifts = zip(*maps, strict=True)
+    here, there = zip(*pairs, strict=True)
+    rows = {row: place for place, row in enumerate(dict.fromkeys(there))}
+    checks.pass_through(algebra, factors, shifts, here, [rows[row] for row in there], rising=rising)

@@ -259,6 +259,31 @@ BUGS = {
         "AffineConv(picked, inner.bias[index],",
         "AffineConv(picked, inner.bias[: index.size],",
     ),
+    "pass through: maxima of what is turned around": (
+        "laws.py",
+        "if rising and not np.all(scale.scale > 0.0):",
+        "if False:",
+    ),
+    "pass through: a factor of zero picks nothing": (
+        "laws.py",
+        "if rising and not np.all(scale.scale > 0.0):",
+        "if rising and not np.all(scale.scale >= 0.0):",
+    ),
+    "pass through: the last of several factors": (
+        "laws.py",
+        "if not np.array_equal(placed[there], numbers[here], equal_nan=True):",
+        "if False:",
+    ),
+    "pass through: the two sides swapped": (
+        "laws.py",
+        "placed[there] = numbers[here]",
+        "placed[here] = numbers[there]",
+    ),
+    "pass through: shifts averaged away": (
+        "laws.py",
+        "((scale.scale, 1.0), (scale.bias, 0.0)):",
+        "((scale.scale, 1.0), (0.0 * scale.bias, 0.0)):",
+    ),
     "regroup: blocks in the wrong place": (
         "laws.py",
         "place = (rows // per_out) % (conv.groups // groups)",
@@ -426,6 +451,14 @@ def quick_grid(algebra: Any) -> None:
         for channels in ([0, 1], [0, 3], [3, 2, 1, 0], [1, 0, 3, 2], [0, 2]):
             checks.select(algebra, a, channels, (7,))
         checks.regroup(algebra, a, 1, (7,))
+    for factors, shifts in (([2.0, 3.0], [5.0, 7.0]), ([2.0, 2.0], [5.0, 7.0]), ([2.0, 0.0], [5.0, 5.0])):
+        for rising in (False, True):
+            checks.pass_through(algebra, factors, shifts, [0, 1], [0, 1], rising=rising)
+            checks.pass_through(algebra, factors, shifts, [0, 0, 1, 1], [2, 0, 3, 1], rising=rising)
+            checks.pass_through(algebra, factors, shifts, [0, 1, 1], [0, 0, 1], rising=rising)
+    assert checks.pass_through(algebra, [2.0, 3.0], [5.0, 7.0], [0, 0, 1, 1], [2, 0, 3, 1])
+    assert checks.pass_through(algebra, [3.0, 3.0], [7.0, 7.0], [0, 1], [0, 0])
+    assert not checks.pass_through(algebra, [-2.0, 3.0], [5.0, 7.0], [0, 1], [1, 0], rising=True)
     beside = [made(2, 2, (Window(1, 2, 1, -start, 0),), 1, False, start) for start in (0, 1)]
     assert checks.stack(algebra, beside, 2, [(6,)])
     assert checks.compose(algebra, made(4, 2, (Window(3, 1, 1, 1, 1),)), algebra.stack(beside, 2), [(6,)])

@@ -633,3 +633,66 @@ def moved_axes() -> Any:
         return layers.Conv2D(3, 1, data_format="channels_first")(layers.BatchNormalization(axis=1)(y)) * 1.0
 
     return functional((5, 6, 4), body)
+
+
+# ---- operators through which factors and shifts per channel pass ------------------------------------
+
+
+def headed(shape: tuple[int | None, ...], *between: Any) -> Any:
+    def body(x: Any) -> Any:
+        y = layers.BatchNormalization()(layers.ReLU()(x))
+        for layer in between:
+            y = layer(y)
+        return layers.Dense(3)(y)
+
+    return functional(shape, body)
+
+
+@entry(3)
+def norm_before_a_global_average() -> Any:
+    return headed((None, None, 4), layers.GlobalAveragePooling2D())
+
+
+@entry(3)
+def norm_before_a_flattening() -> Any:
+    return headed((5, 6, 4), layers.Flatten())
+
+
+@entry(4)
+def norm_before_an_average_that_leaves_out_its_padding_and_a_flattening() -> Any:
+    return headed((7, 6, 4), layers.AveragePooling2D(3, 2, padding="same"), layers.Flatten())
+
+
+@entry(3)
+def norm_before_a_mean_over_a_sequence() -> Any:
+    return functional(
+        (None, 4),
+        lambda x: layers.Dense(3)(ops.mean(layers.BatchNormalization()(ops.tanh(x)), axis=1)),
+    )
+
+
+@entry(3)
+def norm_behind_an_upsampling() -> Any:
+    def body(x: Any) -> Any:
+        y = layers.UpSampling2D(2, interpolation="bilinear")(layers.Conv2D(6, 3)(x))
+        return ops.tanh(layers.BatchNormalization()(y))
+
+    return functional((8, 8, 4), body)
+
+
+@entry(3)
+def factors_behind_a_maximum_pool() -> Any:
+    def body(x: Any) -> Any:
+        y = layers.MaxPooling2D(3, 2, padding="same")(layers.Conv2D(2, 3)(x))
+        return layers.ReLU()(layers.Rescaling([0.5, 2.0], [1.0, -3.0])(y))
+
+    return functional((8, 8, 4), body)
+
+
+@entry(4, "zero padding after a bias is not a convolution at the border")
+def norm_before_an_upsampling_and_a_convolution_that_pads() -> Any:
+    def body(x: Any) -> Any:
+        y = layers.UpSampling2D(2)(layers.BatchNormalization()(layers.ReLU()(x)))
+        return layers.Conv2D(6, 3, padding="same")(y)
+
+    return functional((8, 8, 4), body)

@@ -773,3 +773,64 @@ def a_gemm_that_turns_its_data_mixes_the_batch() -> onnx.ModelProto:
     x = b.input(6, "N")
     y = b.op("Gemm", x, b.random(6, 8), b.random(8), transA=1)
     return b.model(b.op("Gemm", y, b.random(8, 5), b.random(5), beta=0.5))
+
+
+# ---- operators through which factors and shifts per channel pass -----------------------------------
+
+
+def _headed(b: Builder, y: str, features: int) -> onnx.ModelProto:
+    return b.model(b.op("Gemm", y, b.random(features, 5), b.random(5)))
+
+
+@entry({"Relu": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1})
+def batch_norm_before_a_global_average_at_any_size() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("GlobalAveragePool", b.bn(b.op("Relu", x), 4))
+    return _headed(b, b.op("Flatten", y), 4)
+
+
+@entry({"Relu": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}, sizes=(6,))
+def batch_norm_before_a_global_average_at_a_known_size() -> onnx.ModelProto:
+    b, x = start(4, 6, 6)
+    y = b.op("GlobalAveragePool", b.bn(b.op("Relu", x), 4))
+    return _headed(b, b.op("Flatten", y), 4)
+
+
+@entry({"Relu": 1, "ReduceMean": 1, "Gemm": 1})
+def batch_norm_before_a_mean() -> onnx.ModelProto:
+    b, x = start(4)
+    y = b.op("ReduceMean", b.bn(b.op("Relu", x), 4), b.ints(2, 3), keepdims=0)
+    return _headed(b, y, 4)
+
+
+@entry({"Relu": 1, "AveragePool": 1, "Reshape": 1, "Gemm": 1}, sizes=(6,))
+def batch_norm_before_an_average_and_a_flattening() -> onnx.ModelProto:
+    b, x = start(4, 6, 6)
+    y = b.op("AveragePool", b.bn(b.op("Relu", x), 4), kernel_shape=[3, 3], strides=[3, 3], pads=[1] * 4)
+    return _headed(b, b.op("Reshape", y, b.ints(-1, 16)), 16)
+
+
+def _from_a_convolution(kind: str, *more: str, positive: bool = True, **attributes: Any) -> onnx.ModelProto:
+    """A convolution, an operator, a batch norm, a nonlinearity."""
+    b, x = start(4)
+    y = b.op(
+        kind, b.conv(x, 4, 8, 3), *(b.constant(np.array(m, dtype=b.dtype)) if m else "" for m in more), **attributes
+    )
+    channels = 2 if kind == "DepthToSpace" else 8
+    scale = b.constant(np.linspace(0.5 if positive else -1.0, 2.0, channels).reshape(channels, 1, 1))
+    return b.model(b.op("Relu", b.op("Add", b.op("Mul", y, scale), b.random(channels, 1, 1))))
+
+
+@entry({"Conv": 1, "MaxPool": 1, "Relu": 1})
+def factors_behind_a_maximum_pool() -> onnx.ModelProto:
+    return _from_a_convolution("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+
+
+@entry({"Conv": 1, "DepthToSpace": 1, "Relu": 1})
+def factors_behind_a_pixel_shuffle() -> onnx.ModelProto:
+    return _from_a_convolution("DepthToSpace", blocksize=2)
+
+
+@entry({"Conv": 1, "MaxPool": 1, "Mul": 1, "Add": 1, "Relu": 1})
+def factors_of_both_signs_stay_behind_a_maximum_pool() -> onnx.ModelProto:
+    return _from_a_convolution("MaxPool", positive=False, kernel_shape=[2, 2])

@@ -690,3 +690,53 @@ def a_bias_before_a_transposed_convolution() -> Any:
 def transposed_with_channels_last() -> Any:
     last = {"data_format": "NHWC"}
     return nn.Sequential(nn.Conv2DTranspose(4, 6, 3, 2, **last), nn.BatchNorm2D(6, **last))
+
+
+# ---- operators through which factors and shifts per channel pass ------------------------------------
+
+
+def headed(*between: Any, features: int = 4) -> Any:
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm2D(4), *between, nn.Linear(features, 3))
+
+
+@entry(4, FREE)
+def norm_before_a_global_average() -> Any:
+    return headed(nn.AdaptiveAvgPool2D(1), nn.Flatten())
+
+
+@entry(3, FREE)
+def norm_before_a_mean() -> Any:
+    norm, head = nn.BatchNorm2D(4), nn.Linear(4, 3)
+    return Body(lambda s, x: s.head(s.norm(F.relu(x)).mean([2, 3])), norm=norm, head=head)
+
+
+@entry(4, IMAGE)
+def norm_before_an_average_that_leaves_out_its_padding_and_a_flattening() -> Any:
+    return headed(nn.AvgPool2D(3, 2, 1), nn.Flatten(), features=80)
+
+
+@entry(4, (None, 4, 9))
+def norm_before_a_global_average_along_one_axis() -> Any:
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm1D(4), nn.AdaptiveAvgPool1D(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@entry(3, IMAGE)
+def norm_behind_an_upsampling() -> Any:
+    turned = nn.Upsample(scale_factor=2, mode="bilinear")
+    return nn.Sequential(nn.Conv2D(4, 6, 3), turned, nn.BatchNorm2D(6), nn.Tanh())
+
+
+@entry(3, IMAGE)
+def norm_behind_a_pixel_shuffle() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 8, 3), nn.PixelShuffle(2), nn.BatchNorm2D(2), nn.Tanh())
+
+
+@entry(3, IMAGE)
+def factors_behind_a_maximum_pool() -> Any:
+    pool, conv = nn.MaxPool2D(3, 2, 1), nn.Conv2D(4, 6, 3)
+    return Body(lambda s, x: F.relu(s.pool(s.conv(x)) * 2.0 - 3.0), pool=pool, conv=conv)
+
+
+@entry(4, IMAGE, "a factor that is not positive does not pass through a maximum")
+def norm_with_negative_factors_behind_a_maximum_pool() -> Any:
+    return nn.Sequential(nn.Conv2D(4, 6, 3), nn.MaxPool2D(2), nn.BatchNorm2D(6), nn.Sigmoid())

@@ -819,3 +819,129 @@ def kernels_of_several_sizes_on_pieces() -> Any:
     convs = nn.ModuleList([nn.Conv2d(4, 4, k, padding=k // 2, groups=4) for k in (3, 5)])
     into = nn.Sequential(*conv_bn(4, 8, 1), nn.ReLU())
     return made(forward, into=into, convs=convs, norm=nn.BatchNorm2d(8), out=conv_bn(8, 4, 1))
+
+
+# ---- operators through which factors and shifts per channel pass ------------------------------------------
+
+
+def positive(model: Any) -> Any:
+    """The same with factors that are positive."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.weight.abs_()
+    return model
+
+
+@entry(5)
+def norm_before_a_global_average_and_a_dense_layer() -> Any:
+    return randomize(
+        nn.Sequential(
+            nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3), nn.ReLU()
+        )
+    )
+
+
+@entry(6)
+def sum_of_branches_with_a_norm_before_a_mean() -> Any:
+    return made(
+        lambda s, x: s.head(s.bn(s.conv(x.tanh()) + x.relu()).mean((2, 3))),
+        conv=nn.Conv2d(4, 4, 3, padding=1),
+        bn=nn.BatchNorm2d(4),
+        head=nn.Linear(4, 3),
+    )
+
+
+@entry(3)
+def norm_before_a_flattening() -> Any:
+    return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 81, 3)))
+
+
+@entry(4)
+def norms_before_an_average_that_leaves_out_its_padding_and_a_flattening() -> Any:
+    pool = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+    norms = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(), nn.BatchNorm2d(4))
+    return randomize(nn.Sequential(nn.ReLU(), norms, pool, nn.Flatten(), nn.Linear(100, 3)))
+
+
+@entry(4)
+def norm_on_channels_that_are_moved_last_before_a_mean() -> Any:
+    return made(
+        lambda s, x: s.head(s.bn(x.relu()).permute(0, 2, 3, 1).mean((1, 2))),
+        bn=nn.BatchNorm2d(4),
+        head=nn.Linear(4, 3),
+    )
+
+
+@entry(3)
+def norm_behind_a_maximum_pool() -> Any:
+    return positive(
+        randomize(nn.Sequential(nn.Conv2d(4, 6, 3), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(6), nn.Sigmoid()))
+    )
+
+
+@entry(4, "a factor that is not positive does not pass through a maximum")
+def norm_with_negative_factors_behind_a_maximum_pool() -> Any:
+    return randomize(nn.Sequential(nn.Conv2d(4, 6, 3), nn.MaxPool2d(2), nn.BatchNorm2d(6), nn.Sigmoid()))
+
+
+@entry(3)
+def norm_behind_an_upsampling() -> Any:
+    return made(
+        lambda s, x: s.bn(F.interpolate(s.conv(x), scale_factor=2, mode="bilinear")).tanh(),
+        conv=nn.Conv2d(4, 6, 3),
+        bn=nn.BatchNorm2d(6),
+    )
+
+
+@entry(3)
+def norm_before_an_upsampling_and_a_convolution_that_pads_nothing() -> Any:
+    return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Upsample(scale_factor=3), nn.Conv2d(4, 6, 3)))
+
+
+@entry(4, "zero padding after a bias is not a convolution at the border")
+def norm_before_an_upsampling_and_a_convolution_that_pads() -> Any:
+    return randomize(
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Upsample(scale_factor=2), nn.Conv2d(4, 6, 3, padding=1))
+    )
+
+
+@entry(4)
+def norm_behind_a_pixel_shuffle_and_a_maximum_pool() -> Any:
+    return positive(
+        randomize(
+            nn.Sequential(
+                nn.Conv2d(4, 8, 3), nn.PixelShuffle(2), nn.MaxPool2d(2), nn.BatchNorm2d(2), nn.LeakyReLU()
+            )
+        )
+    )
+
+
+@entry(4, "what is made of several channels takes no factors and shifts that differ among them")
+def norm_before_a_pixel_shuffle() -> Any:
+    return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.PixelShuffle(2), nn.Conv2d(1, 3, 1)))
+
+
+@entry(3)
+def norm_before_a_pixel_unshuffle() -> Any:
+    return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.PixelUnshuffle(3), nn.Conv2d(36, 3, 1)))
+
+
+@entry(5, "zero padding after a bias is not a convolution at the border")
+def norm_before_an_average_that_counts_its_padding() -> Any:
+    pool = nn.AvgPool2d(3, 2, 1)
+    return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), pool, nn.Flatten(), nn.Linear(100, 3)))
+
+
+@entry(4)
+def norm_that_is_read_beside_the_average_too() -> Any:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.bn(s.point(x.relu()).relu())
+        return y, s.head(y.mean((2, 3)))
+
+    return made(
+        forward,
+        point=nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)),
+        bn=nn.BatchNorm2d(4),
+        head=nn.Linear(4, 4),
+    )

@@ -39,6 +39,9 @@ from refold.algebra.laws import (
     pad as pad,
 )
 from refold.algebra.laws import (
+    pass_through as pass_through,
+)
+from refold.algebra.laws import (
     regroup as regroup,
 )
 from refold.algebra.laws import (

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.algebra import geometry
-from refold.algebra.affine import AffineConv, Array, Channels, Deferred, Reach
+from refold.algebra.affine import AffineConv, Array, Channels, Deferred, Reach, scale_shift
 from refold.algebra.geometry import Window
 from refold.algebra.refusal import Refusal
 
@@ -26,6 +26,9 @@ MOST_WEIGHTS = 2**27
 
 ZERO_AFTER_BIAS = "zero padding after a bias is not a convolution at the border"
 ZERO_BETWEEN = "a transposed convolution puts zeros between its inputs, and a bias before it is not there"
+
+NOT_POSITIVE = "a factor that is not positive does not pass through a maximum"
+DIFFERENT_FACTORS = "what is made of several channels takes no factors and shifts that differ among them"
 
 
 def pad(
@@ -187,6 +190,38 @@ def select(inner: AffineConv, channels: Sequence[int]) -> AffineConv:
         return AffineConv(picked, inner.bias[index], inner.windows, inner.groups)
     dense = regroup(inner, 1)
     return refine_groups(AffineConv(dense.kernel[index], dense.bias[index], dense.windows))
+
+
+def pass_through(
+    scale: AffineConv,
+    pairs: tuple[Sequence[int], Sequence[int]] | None,
+    channels: int,
+    axes: int,
+    *,
+    rising: bool = False,
+) -> AffineConv | Refusal:
+    """A factor and a shift per channel, on the other side of an operator that takes means of numbers of single
+    channels, with weights that sum to one: ``sum_i w_i (a x_i + b) = a sum_i w_i x_i + b``.
+
+    ``scale`` is moved from the side on which the operator has the channels ``pairs[0][k]`` to one with ``axes``
+    spatial axes on which it has the ``channels`` channels ``pairs[1][k]``, where numbers of the one are made of
+    numbers of the other; None: every channel is made of itself. Exact if all that one channel is made of, or that
+    is made of it, has one factor and shift. ``rising``: the operator takes maxima, and ``max_i (a x_i + b) = a
+    max_i x_i + b`` for positive ``a`` only.
+    """
+    if rising and not np.all(scale.scale > 0.0):
+        return Refusal(NOT_POSITIVE)
+    if pairs is None:
+        return scale_shift(scale.scale, scale.bias, axes)
+    here, there = (np.asarray(own, dtype=np.intp) for own in pairs)
+    moved = []
+    for numbers, start in ((scale.scale, 1.0), (scale.bias, 0.0)):  # a channel that nothing is made of is free
+        placed = np.full(channels, start)
+        placed[there] = numbers[here]
+        if not np.array_equal(placed[there], numbers[here], equal_nan=True):
+            return Refusal(DIFFERENT_FACTORS)
+        moved.append(placed)
+    return scale_shift(moved[0], moved[1], axes)
 
 
 def regroup(conv: AffineConv, groups: int) -> AffineConv:

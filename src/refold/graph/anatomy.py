@@ -82,11 +82,9 @@ class Anatomy:
 def anatomy(graph: Graph, regions: Sequence[Region]) -> Iterator[Anatomy]:
     """The anatomy of each region, in their order. Composes the kernels of all branches anew."""
     builder = form_builder(graph)
-    nodes = {node.name: node for node in graph.nodes}
     for region in regions:
-        cone = [nodes[name] for name in region.nodes]
-        branches, sum_at = _branches(builder, region, cone)
-        yield Anatomy(tuple(step(node) for node in cone), _kernels(region), branches, sum_at)
+        branches, sum_at = _branches(builder, region, region.cone)
+        yield Anatomy(tuple(step(node) for node in region.cone), _kernels(region), branches, sum_at)
 
 
 def step(node: Node) -> Step:

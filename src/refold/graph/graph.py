@@ -6,7 +6,7 @@ the engine's words; every other node is opaque, and its outputs are the atoms of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import final
@@ -125,13 +125,35 @@ class Relayout:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A way on which factors and shifts per channel pass through an operator: every number that it gives is a mean
+    of numbers of its one input, with weights that sum to one (an average of what is there, one of them, a value in
+    between), and one map per channel before it does what another one per channel does behind it.
+
+    ``axis_in`` and ``axis_out`` are the channel axes before and behind. Means for the output channel ``outs[k]``
+    are made of numbers of the input channel ``ins[k]``, over all ``k``, and of no others; None: every channel is
+    made of itself. ``rising`` says that it is no mean but picks by size (a maximum), so that only positive factors
+    pass."""
+
+    axis_in: int
+    axis_out: int
+    ins: tuple[int, ...] | None = None
+    outs: tuple[int, ...] | None = None
+    rising: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """Anything else. ``reason`` says why it is not linear (or not taken for linear), for the plan;
     empty where that goes without saying (an activation, a pooling). ``enters`` says that it is no operator, but
-    stands for how an inner graph comes by a value: from run to run, or from the graph around it."""
+    stands for how an inner graph comes by a value: from run to run, or from the graph around it. ``passages``
+    gives the ways on which maps per channel pass through it all the same; it may be work to find out, so it is only
+    called where there is such a map."""
 
     reason: str = ""
     enters: bool = False
+    passages: Callable[[], tuple[Passage, ...]] = field(default=tuple, compare=False, repr=False)
 
 
 Op = Affine | Gain | Sum | Concat | Select | Slice | Pad | Relayout | Opaque

@@ -31,9 +31,9 @@ class Kept:
 class Plan:
     """What :func:`refold.fold` will do with a model.
 
-    ``regions`` are the tensors that are computed anew, ``removed`` the original nodes that vanish,
-    ``evaluated`` the layers whose weights were functions of other parameters and become plain weights.
-    ``notes`` are sentences about how the model was read.
+    ``regions`` are the tensors that are computed anew, ``removed`` the original nodes that vanish, ``computed`` the
+    values that linear nodes and regions still give, ``evaluated`` the layers whose weights were functions of other
+    parameters and become plain weights. ``notes`` are sentences about how the model was read.
     """
 
     graph: Graph
@@ -42,6 +42,7 @@ class Plan:
     before: Cost
     after: Cost
     removed: frozenset[str]
+    computed: frozenset[str]
     evaluated: tuple[str, ...] = ()
     parameters_after: int = 0
     notes: tuple[str, ...] = ()

@@ -16,9 +16,11 @@ import numpy as np
 
 from refold.algebra.cost import Cost, elementwise_cost, total
 from refold.algebra.refusal import Refusal
+from refold.graph.components import components
 from refold.graph.form_cost import Helpers, form_cost, no_helpers
 from refold.graph.forms import NOT_FINITE, FormBuilder, Parts, can_be_stored, form_builder
 from refold.graph.graph import Affine, AffineForm, Concat, Gain, Graph, Node, Opaque
+from refold.graph.moving import with_maps_moved
 from refold.graph.plan import Kept, Plan
 from refold.graph.region import Part, Region
 
@@ -38,11 +40,15 @@ def make_plan(
 ) -> Plan:
     """The plan for ``graph``. ``evaluated`` names the layers whose weights the front end evaluated, ``notes`` are
     its sentences about the reading."""
-    search = _Search(graph, form_builder(graph), helpers)
-    search.list_cuts()
-    for component in _components(graph):
-        search.improve(component)
-    return replace(search.plan(evaluated), notes=notes)
+
+    def planned(graph: Graph) -> Plan:
+        search = _Search(graph, form_builder(graph), helpers)
+        search.list_cuts()
+        for component in components(graph):
+            search.improve(component)
+        return search.plan(evaluated)
+
+    return replace(with_maps_moved(planned(graph), planned), notes=notes)
 
 
 @final
@@ -85,10 +91,12 @@ class _Search:
     chosen: dict[str, Cut | None] = field(default_factory=dict)
     flow: dict[str, float] = field(default_factory=dict)
     flows: dict[Cut, float] = field(default_factory=dict)
-    by_name: dict[str, Node] = field(init=False)
+    cost_of: dict[str, Cost] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.by_name = {node.name: node for node in self.graph.nodes}
+        self.cost_of = {}
+        for node in self.graph.nodes:
+            self.cost_of[node.name] = self.cost_of.get(node.name, Cost()) + node.cost
 
     # ---- cuts ------------------------------------------------------------------------------------
 
@@ -139,9 +147,7 @@ class _Search:
         """What a cut costs with all that it reads, shared by whoever reads that (the area flow of technology
         mapping: Manohararajah, Brown and Vranesic 2006); infinite if it is dearer than all that it replaces."""
         if cut not in self.flows:  # what it reads comes before it, and has its flow by now
-            replaced = total(
-                self.by_name[name].cost for name in {name for form in cut.parts for name in form.nodes}
-            )
+            replaced = total(self.cost_of[name] for name in {name for form in cut.parts for name in form.nodes})
             own = cut.cost.estimate + sum(self.flow.get(leaf, 0.0) for leaf in cut.leaves)
             self.flows[cut] = float("inf") if cut.cost.is_dearer_than(replaced) else own
         return self.flows[cut]
@@ -421,8 +427,7 @@ class _Search:
                     claimed.add(inner.name)
                     before += inner.cost
             parts = tuple(_part(form, inside) for form in cut.parts)
-            nodes = tuple(inner.name for inner in inside)
-            regions.append(Region(node.output, parts, nodes, before, cut.cost))
+            regions.append(Region(node.output, parts, tuple(inside), before, cut.cost))
         before, after = Cost(), Cost()
         for node in graph.nodes:
             before += node.cost
@@ -437,6 +442,7 @@ class _Search:
             before=before,
             after=after,
             removed=removed,
+            computed=frozenset(computed),
             evaluated=evaluated,
             parameters_after=self._parameters(regions, computed),
         )
@@ -472,7 +478,7 @@ class _Search:
             if isinstance(node.op, Opaque):
                 if node.op.reason:
                     yield Kept(node.name, node.op.reason)
-            elif node.output in computed:
+            elif node.output in computed and node.op != Gain():
                 for leaf in dict.fromkeys(self._leaves(node.output, self.chosen)):
                     if leaf in self.chosen:
                         yield Kept(*self._why_apart(leaf, node))
@@ -549,25 +555,3 @@ def _part(form: AffineForm, inside: list[Node]) -> Part:
 
 def _is_biased(node: Node) -> bool:
     return isinstance(node.op, Affine) and node.op.biased
-
-
-def _components(graph: Graph) -> list[list[str]]:
-    """The linear values, in sets that are connected through linear nodes, each in the graph's order."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for node in graph.nodes:
-        if not isinstance(node.op, Opaque):
-            parent[node.output] = node.output
-            for name in node.inputs:
-                if name in parent:
-                    parent[root(name)] = node.output
-    members: dict[str, list[str]] = {}
-    for name in parent:
-        members.setdefault(root(name), []).append(name)
-    return list(members.values())

@@ -8,12 +8,13 @@ that, however it is written (a channel shuffle is a reshape, a transpose and a r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refold.graph.graph import Gain, Op, Relayout, Select, Slice
+from refold.graph.graph import Gain, Op, Passage, Relayout, Select, Slice
 
 Indices = npt.NDArray[Any]
 
@@ -35,6 +36,38 @@ def classify(samples: Sequence[tuple[tuple[int, ...], Indices]]) -> Op | None:
     if first is None or any(other != first for other in found):
         return None
     return first
+
+
+def passages(samples: Sequence[tuple[tuple[int, ...], Indices]]) -> tuple[Passage, ...]:
+    """The ways on which maps per channel pass through a rearrangement, from samples as for :func:`classify`: each
+    number that it gives is one that it read."""
+    found = [_passages_of_one(shape, np.asarray(result)) for shape, result in samples]
+    return tuple(way for way in found[0] if all(way in others for others in found))
+
+
+def _passages_of_one(shape: tuple[int, ...], result: Indices) -> list[Passage]:
+    if result.size == 0 or result.ndim < 2 or len(shape) < 2:
+        return []
+    sources = np.unravel_index(np.ascontiguousarray(result), shape)
+    if not np.array_equal(sources[0], np.broadcast_to(_along(result, 0), result.shape)):
+        return []
+    found = []
+    for axis_in, axis_out in product(range(1, len(shape)), range(1, result.ndim)):
+        size = result.shape[axis_out]
+        pairs = np.unique(sources[axis_in] * size + _along(result, axis_out))
+        ins, outs = pairs // size, pairs % size
+        if len(pairs) not in (np.unique(ins).size, np.unique(outs).size):
+            continue  # several are made of several: nothing but one number for all would pass
+        if shape[axis_in] == size and np.array_equal(ins, np.arange(size)) and np.array_equal(outs, ins):
+            found.append(Passage(axis_in, axis_out))
+        else:
+            found.append(Passage(axis_in, axis_out, tuple(ins.tolist()), tuple(outs.tolist())))
+    return found
+
+
+def _along(array: Indices, axis: int) -> Indices:
+    """The index along one axis, in a shape that broadcasts to that of ``array``."""
+    return np.arange(array.shape[axis]).reshape([-1 if place == axis else 1 for place in range(array.ndim)])
 
 
 def _classify_one(shape: tuple[int, ...], result: Indices) -> Op | None:

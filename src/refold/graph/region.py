@@ -9,7 +9,7 @@ import numpy as np
 
 from refold.algebra.affine import AffineConv
 from refold.algebra.cost import Cost
-from refold.graph.graph import AffineForm
+from refold.graph.graph import AffineForm, Node
 
 
 @final
@@ -38,15 +38,22 @@ class Part:
 class Region:
     """One tensor that is computed anew: ``value``, whose ``parts`` stand one behind the other on its channel axis.
 
-    ``nodes`` are the original steps between the leaves and the value; ``before`` is the cost of those of them that
-    are no longer computed, ``after`` that of what takes their place.
+    ``cone`` are the original steps between the leaves and the value; ``before`` is the cost of those of them that
+    are no longer computed, ``after`` that of what takes their place. ``moved`` says where the one step that stood
+    here went, if the value is now simply the one that it reads: to the other side of an operator that lets it pass.
     """
 
     value: str
     parts: tuple[Part, ...]
-    nodes: tuple[str, ...]
+    cone: tuple[Node, ...]
     before: Cost
     after: Cost
+    moved: str = ""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the original steps between the leaves and the value."""
+        return tuple(dict.fromkeys(node.name for node in self.cone))
 
     @property
     def terms(self) -> tuple[tuple[str, AffineConv], ...]:
@@ -67,6 +74,8 @@ class Region:
     @property
     def operator(self) -> str:
         """What takes the region's place, in a few words."""
+        if self.moved:
+            return f"nothing: it goes {self.moved}"
         words = [part.operator for part in self.parts]
         return words[0] if len(words) == 1 else f"one behind the other: {'; '.join(words)}"
 

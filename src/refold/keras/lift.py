@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, final
 
@@ -15,7 +16,7 @@ from keras.src.ops import core as core_ops
 from refold.algebra.cost import Cost
 from refold.graph import rearrangement
 from refold.graph.cost import operator_cost
-from refold.graph.graph import Graph, Node, Op, Opaque, Value, alive
+from refold.graph.graph import Graph, Node, Op, Opaque, Passage, Value, alive
 from refold.keras import linear, operations
 from refold.keras.trace import Call, Constant, Scope, Trace, symbolic_tensors
 
@@ -182,11 +183,25 @@ def _seen_from(chain: list[Call], index: int) -> tuple[int, Op]:
         op = _rearrangement(chain[start:], base.shape, index)
         if op is not None:
             return start, op
-    return len(chain) - 1, Opaque()
+    last = chain[-1:]
+    return len(chain) - 1, Opaque("", passages=partial(_passages, last, last[0].tensors[0].shape, index))
 
 
 def _rearrangement(chain: list[Call], shape: tuple[int | None, ...], index: int) -> Op | None:
-    samples = []
+    samples = _samples(chain, shape, index)
+    return None if samples is None else rearrangement.classify(samples)
+
+
+def _passages(chain: list[Call], shape: tuple[int | None, ...], index: int) -> tuple[Passage, ...]:
+    samples = _samples(chain, shape, index)
+    return () if samples is None else rearrangement.passages(samples)
+
+
+def _samples(
+    chain: list[Call], shape: tuple[int | None, ...], index: int
+) -> list[tuple[tuple[int, ...], rearrangement.Indices]] | None:
+    """What a chain of steps makes of the places of the elements, at sizes that are tried; None where it fails."""
+    samples: list[tuple[tuple[int, ...], rearrangement.Indices]] = []
     for sizes in TRIAL_SIZES if None in shape[1:] else TRIAL_SIZES[:1]:
         trial = (2, *(size or sizes[axis % len(sizes)] for axis, size in enumerate(shape[1:])))
         if len(trial) < 2 or prod(trial) > 2**22:
@@ -200,7 +215,7 @@ def _rearrangement(chain: list[Call], shape: tuple[int | None, ...], index: int)
             samples.append((trial, np.asarray(backend.convert_to_numpy(moved))))
         except Exception:  # a reshape that does not divide these sizes, in whatever words of the backend
             return None
-    return rearrangement.classify(samples)
+    return samples
 
 
 def _run_on(step: Call, array: Any) -> Any:

@@ -16,6 +16,7 @@ from keras.src import backend
 from refold.algebra import affine
 from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Gain, Op, Opaque, Pad
+from refold.keras import averages
 from refold.keras.axes import CONV, DEPTHWISE, KernelAxes
 from refold.keras.reading import (
     BATCH_STATISTICS,
@@ -212,6 +213,18 @@ LAYERS: dict[type[Any], Entry] = {
     layers.AveragePooling1D: _average_pool_layer,
     layers.AveragePooling2D: _average_pool_layer,
     layers.AveragePooling3D: _average_pool_layer,
+    layers.GlobalAveragePooling1D: averages.over_space(rising=False),
+    layers.GlobalAveragePooling2D: averages.over_space(rising=False),
+    layers.GlobalAveragePooling3D: averages.over_space(rising=False),
+    layers.GlobalMaxPooling1D: averages.over_space(rising=True),
+    layers.GlobalMaxPooling2D: averages.over_space(rising=True),
+    layers.GlobalMaxPooling3D: averages.over_space(rising=True),
+    layers.MaxPooling1D: averages.largest,
+    layers.MaxPooling2D: averages.largest,
+    layers.MaxPooling3D: averages.largest,
+    layers.UpSampling1D: averages.upsampled,
+    layers.UpSampling2D: averages.upsampled,
+    layers.UpSampling3D: averages.upsampled,
     layers.ZeroPadding1D: _padding_layer(1, "padding"),
     layers.ZeroPadding2D: _padding_layer(1, "padding"),
     layers.ZeroPadding3D: _padding_layer(1, "padding"),

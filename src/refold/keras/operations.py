@@ -15,6 +15,7 @@ from refold.algebra import affine
 from refold.algebra.affine import AffineConv
 from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Gain, Op, Opaque, Pad
+from refold.keras import averages
 from refold.keras.axes import CONV, DEPTHWISE, KernelAxes
 from refold.keras.reading import (
     BATCH_STATISTICS,
@@ -182,10 +183,13 @@ OPERATIONS: dict[type[Any], Entry] = {
     numpy_ops.Dot: _matmul,
     numpy_ops.Einsum: _einsum,
     numpy_ops.Concatenate: _concat_operation,
+    numpy_ops.Max: averages.reduced(rising=True),
+    numpy_ops.Mean: averages.reduced(rising=False),
     numpy_ops.Pad: _pad_operation,
     nn_ops.Conv: _conv_like(CONV),
     nn_ops.DepthwiseConv: _conv_like(DEPTHWISE),
     nn_ops.AveragePool: _average_pool_operation,
+    nn_ops.MaxPool: averages.largest,
     nn_ops.BatchNorm: _batch_norm_operation,
     core_ops.Cast: _same_type,
     core_ops.ConvertToTensor: _same_type,

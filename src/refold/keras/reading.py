@@ -12,12 +12,18 @@ from refold.algebra import affine, geometry
 from refold.algebra.affine import Array
 from refold.algebra.geometry import Window
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Sum
+from refold.graph.passing import means
 from refold.keras.trace import AnyArray, Call
 
 Entry = Callable[[Call], Op]
 
 BATCH_STATISTICS = "it normalizes with the statistics of the batch"
 UNCOUNTED_PADDING = "Keras leaves padded positions out of the average, so at the border it is no convolution"
+
+
+def channel_axis(layout: str | None, rank: int) -> int:
+    """The axis of the channels, by Keras' word for a layout; None for the one that is set for all of Keras."""
+    return rank - 1 if (layout or keras.config.image_data_format()) == "channels_last" else 1
 
 
 def space_of(shape: Any, axis: int) -> tuple[Any, ...]:
@@ -80,7 +86,7 @@ def average_pooled(call: Call, pool_size: Any, strides: Any, padding: str, axis:
     steps = per_axis(strides if strides is not None else pool_size, len(space))
     windows = windows_of(padding, taps, steps, (1,) * len(space), space)
     if any(window.floating or window.before or window.after for window in windows):
-        return Opaque(UNCOUNTED_PADDING)
+        return Opaque(UNCOUNTED_PADDING, passages=means(axis))
     return Affine(affine.average_pool(shape[axis], windows), axis, biased=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import final
 
@@ -38,7 +39,7 @@ from refold.onnx.facts import Facts
 from refold.onnx.linear import op_of
 from refold.onnx.moves import Found, Moves
 from refold.onnx.reference import FLOATS, AnyArray, Operators
-from refold.onnx.sizes import Survey, survey
+from refold.onnx.sizes import MOVING, Survey, survey
 from refold.onnx.step import Step
 from refold.onnx.subgraphs import Body, Scope, captured_values
 from refold.shown import printable
@@ -303,7 +304,10 @@ class _Lift:
             given = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
             read = tuple(self.name(value) for value in given if not self.is_constant(value))
             names = tuple(self.name(node.outputs[place]) for place in rest)
-            self._append(node, rest[0], ops[rest[0]], read, names, (node,))
+            op = ops[rest[0]]
+            if node.op_type in MOVING and isinstance(op, Opaque) and len(rest) == 1:
+                op = replace(op, passages=partial(self.moves.passages, node, rest[0]))
+            self._append(node, rest[0], op, read, names, (node,))
 
     def _op(self, node: ir.Node, place: int) -> Op:
         if id(node) in self.apart:

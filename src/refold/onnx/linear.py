@@ -16,7 +16,7 @@ from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Relayout, Select, Slice, Sum
-from refold.onnx import windows
+from refold.onnx import averages, windows
 from refold.onnx.reference import FLOATS, AnyArray
 from refold.onnx.step import Step
 
@@ -389,15 +389,21 @@ OPERATORS: Mapping[str, Entry] = {
     "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": windows.global_average_pool,
+    "GlobalMaxPool": averages.largest,
     "Identity": _identity,
     "MatMul": _matmul,
+    "MaxPool": averages.largest,
     "Mean": _mean,
     "Mul": _mul,
     "Neg": _neg,
     "Pad": _pad,
+    "ReduceMax": averages.reduced(rising=True),
+    "ReduceMean": averages.reduced(rising=False),
+    "Resize": averages.resized,
     "Slice": _slice,
     "Split": _split,
     "Sub": _sub,
     "Sum": _sum,
     "Transpose": _transpose,
+    "Upsample": averages.resized,
 }

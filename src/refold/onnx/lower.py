@@ -96,7 +96,7 @@ class _Lowering:
         producer = old.producer()
         assert producer is not None
         writer = self.writer(region.value, producer)
-        same = self.rewired(region)
+        same = self.made[region.leaves[0]] if region.moved else self.rewired(region)
         if same is not None:
             self.take_over(old, same, producer, writer)
             return

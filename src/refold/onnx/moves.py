@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from refold.errors import InputError
 from refold.graph import rearrangement
-from refold.graph.graph import Op, Pad
+from refold.graph.graph import Op, Pad, Passage
 from refold.onnx.reference import FLOATS, AnyArray, Operators
 from refold.onnx.sizes import MOVING, Survey
 
@@ -100,6 +100,22 @@ class Moves:
                     found[number] = told
                     break
         return found
+
+    def passages(self, node: ir.Node, place: int) -> tuple[Passage, ...]:
+        """The ways on which maps per channel pass through a node that moves numbers, to its output ``place``."""
+        payload = self._payload(node)
+        source = None if payload is None else node.inputs[payload]
+        if payload is None or source is None:
+            return ()
+        shapes = [shape for shape in self.survey.of(source).shapes if shape is not None and len(shape) >= 2]
+        if len(shapes) < self.survey.sets or any(prod(shape) > _MOST_MARKS for shape in shapes):
+            return ()
+        view = View(source, tuple(rearrangement.positions(shape) + 1 for shape in shapes), ())
+        results = [self._moved(node, payload, view, number) for number in range(self.survey.sets)]
+        marks = [result[place] - 1 for result in results if result is not None]
+        if len(marks) < len(shapes) or any(bool(np.any(own < 0)) for own in marks):
+            return ()
+        return rearrangement.passages(list(zip(shapes, marks, strict=True)))
 
     # ---- one step --------------------------------------------------------------------------------
 

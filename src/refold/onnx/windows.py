@@ -11,10 +11,12 @@ from refold.algebra import affine, geometry
 from refold.algebra.affine import AffineConv, Array, Deferred
 from refold.algebra.geometry import Window
 from refold.graph.graph import Affine, Op, Opaque
+from refold.graph.passing import means
 from refold.onnx.facts import Facts
 from refold.onnx.step import Step
 
 UNCOUNTED_PADDING = "it leaves padded positions out of the average, so at the border it is no convolution"
+INCOMPLETE = "its last windows reach over the border (ceil_mode), so it is no convolution there"
 
 
 def _kernel(facts: Facts) -> Array | Deferred:
@@ -113,11 +115,11 @@ def average_pool(step: Step) -> Op:
         return Opaque("the number of its channels is not known")
     counted = step.integer("count_include_pad", 0) == 1 and step.word("auto_pad", "NOTSET") == "NOTSET"
     if any(window.floating or ((window.before or window.after) and not counted) for window in windows):
-        return Opaque(UNCOUNTED_PADDING)
+        return Opaque(UNCOUNTED_PADDING, passages=tuple if counted else means(1))
     if step.integer("ceil_mode", 0):
         for window, size, out in zip(windows, shape[2:], step.shape[2:], strict=True):
             if window.stride > 1 and (size is None or window.output_size(size) != out):
-                return Opaque("its last windows reach over the border (ceil_mode), so it is no convolution there")
+                return Opaque(INCOMPLETE, passages=tuple if step.integer("count_include_pad", 0) else means(1))
     return Affine(affine.average_pool(shape[1], windows), 1, biased=False)
 
 
@@ -125,6 +127,6 @@ def global_average_pool(step: Step) -> Op:
     """An average over all positions, where their number is known."""
     channels, *space = step.shape_in()[1:]
     if channels is None or None in space or not space:
-        return Opaque()
+        return Opaque("", passages=means(1))
     windows = tuple(Window(int(size or 1)) for size in space)
     return Affine(affine.average_pool(channels, windows), 1, biased=False)

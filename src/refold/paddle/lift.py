@@ -20,7 +20,7 @@ from refold.frontend import AnyArray
 from refold.graph import rearrangement
 from refold.graph.borders import bordered, with_exact_borders
 from refold.graph.cost import operator_cost
-from refold.graph.graph import Gain, Graph, Node, Op, Opaque, Pad, Value, alive
+from refold.graph.graph import Gain, Graph, Node, Op, Opaque, Pad, Passage, Value, alive
 from refold.graph.layout import settled
 from refold.paddle import linear
 from refold.paddle.constants import bake
@@ -253,11 +253,23 @@ def _seen_from(chain: list[tuple[Step, Step]], index: int) -> tuple[int, Op]:
         op = _rearrangement(chain[start:], index)
         if op is not None:
             return start, op
-    return len(chain) - 1, Opaque()
+    return len(chain) - 1, Opaque("", passages=partial(_passages, chain[-1:], index))
 
 
 def _rearrangement(chain: list[tuple[Step, Step]], index: int) -> Op | None:
-    samples = []
+    samples = _samples(chain, index)
+    return None if samples is None else rearrangement.classify(samples)
+
+
+def _passages(chain: list[tuple[Step, Step]], index: int) -> tuple[Passage, ...]:
+    samples = _samples(chain, index)
+    return () if samples is None else rearrangement.passages(samples)
+
+
+def _samples(chain: list[tuple[Step, Step]], index: int) -> list[tuple[tuple[int, ...], Any]] | None:
+    """What a chain of steps makes of the places of the elements, in both recordings; None if it is not tried
+    out."""
+    samples: list[tuple[tuple[int, ...], Any]] = []
     for steps in zip(*chain, strict=True):
         shape = steps[0].reads[0].shape
         if len(shape) < 2 or prod(shape) > MOST_ELEMENTS:
@@ -270,7 +282,7 @@ def _rearrangement(chain: list[tuple[Step, Step]], index: int) -> Op | None:
             except Exception:  # an operator without a float64 kernel, in whatever words of Paddle
                 return None
         samples.append((shape, moved[index].numpy().astype(np.int64)))
-    return rearrangement.classify(samples)
+    return samples
 
 
 def _always(tensor: Any, _: Symbol) -> Any:

@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from refold.algebra.affine import AffineConv
-from refold.graph.graph import Affine, Gain, Op, Opaque, Pad
+from refold.graph.graph import Affine, Gain, Op, Opaque, Pad, Passage
+from refold.paddle import pooling
 from refold.paddle.channels import ONE, ZERO, add_n, arithmetic, batch_norm, dropout, negative, same, scale
 from refold.paddle.convolution import conv2d, depthwise_or_conv3d, linear, matmul, transposed
 from refold.paddle.operands import Entry, Shapes, arguments
@@ -114,10 +115,25 @@ def _with_one_axis_less(inside: Sequence[Primitive], shapes: Shapes) -> Op:
             if any(widths[place] != (0, 0) for place in added):
                 return Opaque()
             return replace(op, widths=tuple(pair for place, pair in enumerate(widths) if place not in added))
-        case Gain() | Opaque():
+        case Gain():
             return op
+        case Opaque(reason, passages=found):
+            return Opaque(reason, passages=lambda: _with_less(found(), added))
         case _:
             return Opaque()
+
+
+def _with_less(found: Sequence[Passage], added: Sequence[int]) -> tuple[Passage, ...]:
+    """Passages of a tensor without the axes that were added to it."""
+    kept = [way for way in found if way.axis_in not in added and way.axis_out not in added]
+    return tuple(
+        replace(
+            way,
+            axis_in=way.axis_in - sum(place < way.axis_in for place in added),
+            axis_out=way.axis_out - sum(place < way.axis_out for place in added),
+        )
+        for way in kept
+    )
 
 
 def _added_axes(primitive: Primitive, rank: int) -> tuple[int, ...] | None:
@@ -162,6 +178,10 @@ OPERATORS: dict[str, Entry] = {
     "astype": same,
     "pool2d": pool,
     "pool3d": pool,
+    **dict.fromkeys(("max_pool2d_with_index", "max_pool3d_with_index"), pooling.largest),
+    **dict.fromkeys(pooling.INTERPOLATIONS, pooling.interpolated),
+    "mean": pooling.reduced(rising=False),
+    **dict.fromkeys(("max", "amax"), pooling.reduced(rising=True)),
     "pad3d": pad3d,
     "pad": pad,
     "concat": concat,

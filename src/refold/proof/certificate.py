@@ -31,6 +31,8 @@ ASSUMPTIONS = (
     "The reference is made of the framework's own operators in float64; they compute what their names say.",
     "An operator that was not folded computes the same function in both models if its settings and "
     "parameters are the same.",
+    "An operator through which factors and shifts per channel pass lets them pass at every size and for all "
+    "numbers; those that were used were tried out on random ones.",
     "The sizes of borders are those that the neutral graph says; each region is also run on real activations "
     "at its real size.",
     "The proof is about the functions with real numbers and the stored weights. How the runtime rounds "

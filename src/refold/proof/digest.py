@@ -9,7 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
-from refold.frontend import AnyArray, Frontend, Lifted
+from refold.frontend import AnyArray, Lifted, Reference
 from refold.graph.graph import Affine, Opaque
 from refold.proof.certificate import Digests
 
@@ -35,7 +35,7 @@ class Key:
 class Keys:
     """The keys of the nodes of one model, computed once."""
 
-    frontend: Frontend
+    frontend: Reference
     lifted: Lifted
     known: dict[str, Key] = field(default_factory=dict)
 

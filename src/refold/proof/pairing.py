@@ -16,7 +16,7 @@ from typing import final
 import numpy as np
 
 from refold.errors import InputError
-from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
+from refold.frontend import AnyArray, Lifted, Reference, unit_roundoff
 from refold.graph.graph import Affine, Graph, Node, Opaque, Value
 from refold.proof.cone import ranks
 from refold.proof.digest import Key, Keys, same_parameters
@@ -51,7 +51,7 @@ class Pairing:
 
 
 def pair(
-    frontend: Frontend, before: Lifted, after: Lifted, inputs: Sequence[AnyArray], keys: tuple[Keys, Keys]
+    frontend: Reference, before: Lifted, after: Lifted, inputs: Sequence[AnyArray], keys: tuple[Keys, Keys]
 ) -> Pairing:
     """Pair the values of two models of the same interface. ``inputs`` are random ones of the real size, of which
     a piece may do."""
@@ -63,7 +63,7 @@ def pair(
 @final
 @dataclass(eq=False)
 class _Search:
-    frontend: Frontend
+    frontend: Reference
     before: Lifted
     after: Lifted
     inputs: Sequence[AnyArray]

@@ -22,6 +22,7 @@ from refold.proof.certificate import (
 from refold.proof.claims import Claims
 from refold.proof.digest import Keys, digests, same_parameters
 from refold.proof.pairing import pair
+from refold.proof.passing import settle
 from refold.proof.trial import Models, Witness
 
 
@@ -54,12 +55,15 @@ def prove(
     if not structure:
         graph = before.graph
         normal = [endtoend.random_input(graph.values[name], rng, 1) for name in graph.inputs]
-        pairing = pair(frontend, before, after, normal, keys)
+        reference, models, passages = settle(frontend, (before, after), normal, keys)
+        known_keys = Keys(reference, models[0], keys[0].known), Keys(reference, models[1], keys[1].known)
+        pairing = pair(reference, *models, normal, known_keys)
         if pairing.why_no_values:
             notes.append(f"no float64 reference of the whole model: {pairing.why_no_values}")
-        claims = Claims(Models(frontend, before, after, witness), keys, pairing, rng)
+        claims = Claims(Models(reference, *models, witness), known_keys, pairing, rng)
         claims.prove()
         structure, regions, local = claims.structure(), claims.regions(), claims.local()
+        structure += [StructureResult(where, Verdict.PROVED, sentence) for where, sentence in passages]
         inner = _inner(structure, regions, local)
         failures: dict[str, list[str]] = {}
         if not end_to_end and inner is Verdict.PROVED:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, final
 import numpy as np
 
 from refold.errors import InputError
-from refold.frontend import AnyArray, Frontend, Lifted, unit_roundoff
+from refold.frontend import AnyArray, Lifted, Reference, unit_roundoff
 from refold.graph.graph import Affine, Formula, Gain, Graph, Node, Pad
 from refold.proof import grid
 from refold.proof.cone import Cone
@@ -62,7 +62,7 @@ class Models:
     """What is compared. ``witness`` says formulas, which are not believed. ``known`` keeps what follows from the
     geometry of a region alone, for the next one that is built alike."""
 
-    frontend: Frontend
+    frontend: Reference
     before: Lifted
     after: Lifted
     witness: Witness | None = None

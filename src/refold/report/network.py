@@ -87,9 +87,13 @@ def after_items(plan: Plan) -> list[Item]:
     numbers = {region.value: index + 1 for index, region in enumerate(plan.regions)}
     items, places = _inputs(plan)
     for node in plan.graph.nodes:
-        if not node.outputs or node.name in plan.removed:
+        if not node.outputs or not (isinstance(node.op, Opaque) or node.output in plan.computed):
             continue
         region = plan.chosen.get(node.outputs[0])
+        if region is not None and region.moved:
+            (read,) = region.leaves
+            places.update({region.value: places[read]} if read in places else {})
+            continue
         if region is None:
             _append(items, places, node.inputs, node.outputs, kind(node.op, node.name), node.name, None)
             continue

@@ -15,11 +15,26 @@ from refold.algebra.cost import Cost
 from refold.graph import rearrangement
 from refold.graph.borders import with_exact_borders
 from refold.graph.cost import operator_cost
-from refold.graph.graph import Affine, Dialect, Gain, Graph, Node, Op, Opaque, Pad, Select, Slice, Value, alive
+from refold.graph.graph import (
+    Affine,
+    Dialect,
+    Gain,
+    Graph,
+    Node,
+    Op,
+    Opaque,
+    Pad,
+    Passage,
+    Select,
+    Slice,
+    Value,
+    alive,
+)
 from refold.graph.layout import settled
 from refold.recording.symbols import Constant, Symbol, symbols
 from refold.torch import functions, linear
 from refold.torch.borders import bordered
+from refold.torch.entries import Reader
 from refold.torch.examples import to_numpy
 from refold.torch.perform import in_double, perform, sources
 from refold.torch.record import Record
@@ -62,7 +77,7 @@ class _Lift:
             shape = self.record.shapes[name]
             nominal = (1, *symbol.shape[1:]) if shape[:1] == (None,) else symbol.shape
             self.values[name] = Value(name, shape, symbol.dtype, nominal)
-        self.reader = linear.Reader(lambda symbol: self.record.shapes[symbol.name], self.numbers)
+        self.reader = Reader(lambda symbol: self.record.shapes[symbol.name], self.numbers)
 
     def numbers(self, constant: Constant) -> Array:
         """A constant in float64."""
@@ -195,12 +210,29 @@ def _seen_from(chain: list[_Link], index: int) -> tuple[int, Op]:
         op = None if chain[start].op else _rearrangement(chain[start:], index)
         if op is not None:
             return start, op
-    return len(chain) - 1, Opaque()
+    return len(chain) - 1, Opaque("", passages=partial(_passages, chain[-1:], index))
 
 
 def _rearrangement(chain: list[_Link], index: int) -> Op | None:
-    samples = []
+    samples = _samples(chain, index)
+    if samples is None:
+        return None
+    op = rearrangement.classify(samples)
     affine = next((link.op for link in chain if isinstance(link.op, Affine)), None)
+    if affine is None:
+        return op
+    return _on_more_axes(affine, len(samples[0][0])) if op == Gain() else None
+
+
+def _passages(chain: list[_Link], index: int) -> tuple[Passage, ...]:
+    samples = _samples(chain, index)
+    return () if samples is None else rearrangement.passages(samples)
+
+
+def _samples(chain: list[_Link], index: int) -> list[tuple[tuple[int, ...], Any]] | None:
+    """What a chain of steps makes of the places of the elements, in both recordings; None if it is not tried
+    out."""
+    samples = []
     for steps in ([link.one for link in chain], [link.two for link in chain]):
         shape = steps[0].reads[0].shape
         if len(shape) < 2 or prod(shape) > MOST_ELEMENTS:
@@ -216,10 +248,7 @@ def _rearrangement(chain: list[_Link], index: int) -> Op | None:
             else:
                 moved = perform(step, partial(_given, source, step.reads[0]), constant=_on_cpu)
         samples.append((shape, moved[index].numpy()))
-    op = rearrangement.classify(samples)
-    if affine is None:
-        return op
-    return _on_more_axes(affine, len(samples[0][0])) if op == Gain() else None
+    return samples
 
 
 def _given(tensor: Any, symbol: Symbol, asked: Symbol) -> Any:

@@ -8,7 +8,6 @@ linear as it is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,26 +20,11 @@ from refold.graph.batch_norm import batch_norm
 from refold.graph.graph import Affine, Concat, Gain, Op, Opaque, Pad, Sum
 from refold.recording.sizes import Size
 from refold.recording.symbols import Constant, Symbol
+from refold.torch import pooling
+from refold.torch.entries import Entry, Reader, Shape, arguments, per_axis
 from refold.torch.trace import Step
 
-Shape = tuple[int | None, ...]
-
-
-class Reader:
-    """What an entry may ask about the tensors of a step: shapes, with None for sizes that may change, and the
-    numbers of constants in float64."""
-
-    def __init__(self, shape: Callable[[Symbol], Shape], numbers: Callable[[Constant], Array]) -> None:
-        self.shape = shape
-        self.numbers = numbers
-
-
-Entry = Callable[[Step, Reader], Op]
-
 BATCH_STATISTICS = "it normalizes with the statistics of the batch"
-UNCOUNTED_PADDING = (
-    "it leaves padded positions out of the average (count_include_pad=False), so at the border it is no convolution"
-)
 NOT_CONSTANT = "its kernel is not a constant"
 NOT_REAL = "its weights are not real numbers"
 
@@ -75,32 +59,19 @@ def _is_torch(function: Any) -> bool:
     return module.split(".")[0] == "torch"
 
 
-def _arguments(step: Step, *names: str, wanted: Sequence[str] = (), **defaults: Any) -> list[Any]:
-    """The arguments of a step, however they were given: ``names`` in the function's order, or those ``wanted``."""
-    given = {**defaults, **dict(zip(names, step.args, strict=False)), **step.kwargs}
-    return [given.get(name) for name in wanted or names]
-
-
-def _all(value: Any, axes: int) -> tuple[Any, ...]:
-    """A setting per axis, from one number or from several."""
-    if isinstance(value, tuple | list):
-        return tuple(value) * axes if len(value) == 1 else tuple(value)
-    return (value,) * axes
-
-
 # ---- convolutions and dense layers -----------------------------------------------------------------
 
 
 def _conv(axes: int) -> Entry:
     def entry(step: Step, reader: Reader) -> Op:
-        tensor, weight, bias, stride, padding, dilation, groups = _arguments(
+        tensor, weight, bias, stride, padding, dilation, groups = arguments(
             step, "input", "weight", "bias", "stride", "padding", "dilation", "groups",
             stride=1, padding=0, dilation=1, groups=1,
         )  # fmt: skip
         if reason := _unfit(tensor, weight, bias, axes):
             return Opaque(reason)
         taps = tuple(weight.tensor.shape[2:])
-        strides, dilations = _all(stride, axes), _all(dilation, axes)
+        strides, dilations = per_axis(stride, axes), per_axis(dilation, axes)
         widths = _widths(padding, taps, dilations)
         windows = tuple(
             Window(t, s, d if t > 1 else 1, before, after)
@@ -115,20 +86,20 @@ def _conv(axes: int) -> Entry:
 
 def _transposed(axes: int) -> Entry:
     def entry(step: Step, reader: Reader) -> Op:
-        tensor, weight, bias, stride, padding, extra, groups, dilation = _arguments(
+        tensor, weight, bias, stride, padding, extra, groups, dilation = arguments(
             step, "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
             stride=1, padding=0, output_padding=0, groups=1, dilation=1,
         )  # fmt: skip
         if reason := _unfit(tensor, weight, bias, axes):
             return Opaque(reason)
-        if any(isinstance(size, Size) for size in _all(extra, axes)):
+        if any(isinstance(size, Size) for size in per_axis(extra, axes)):
             return Opaque("the size of its output is not its own (output_size)")
-        per_axis = zip(
+        settings = zip(
             weight.tensor.shape[2:],
-            *(_all(setting, axes) for setting in (stride, dilation, padding, extra)),
+            *(per_axis(setting, axes) for setting in (stride, dilation, padding, extra)),
             strict=True,
         )
-        windows = tuple(transposed(t, s, d, (p, p - e)) for t, s, d, p, e in per_axis)
+        windows = tuple(transposed(t, s, d, (p, p - e)) for t, s, d, p, e in settings)
         offset = None if bias is None else reader.numbers(bias)
         conv = affine.transposed_convolution(reader.numbers(weight), offset, windows, int(groups))
         return Affine(conv, 1, bias is not None)
@@ -153,16 +124,16 @@ def _widths(padding: Any, taps: Sequence[int], dilations: Sequence[int]) -> list
     if padding == "same":  # strides are 1 here; torch pads the odd one behind
         reaches = [d * (t - 1) for t, d in zip(taps, dilations, strict=True)]
         return [(reach // 2, reach - reach // 2) for reach in reaches]
-    return [(int(width), int(width)) for width in _all(padding, len(taps))]
+    return [(int(width), int(width)) for width in per_axis(padding, len(taps))]
 
 
 def _linear(step: Step, reader: Reader) -> Op:
-    tensor, weight, bias = _arguments(step, "input", "weight", "bias")
+    tensor, weight, bias = arguments(step, "input", "weight", "bias")
     return _dense(tensor, weight, bias, reader, turned=False)
 
 
 def _matmul(step: Step, reader: Reader) -> Op:
-    tensor, weight = _arguments(step, "input", "other")
+    tensor, weight = arguments(step, "input", "other")
     op = _dense(tensor, weight, None, reader, turned=True)
     return Opaque() if isinstance(op, Opaque) else op
 
@@ -189,7 +160,7 @@ def _batch_norm(step: Step, reader: Reader) -> Op:
     statistics, factors = ("running_mean", "running_var"), ("weight", "bias")
     # torch.batch_norm and its functional form have the two in different order.
     order = (*statistics, *factors) if step.function is torch.nn.functional.batch_norm else (*factors, *statistics)
-    tensor, mean, variance, gamma, beta, training, epsilon = _arguments(
+    tensor, mean, variance, gamma, beta, training, epsilon = arguments(
         step,
         *("input", *order, "training", "momentum", "eps"),
         wanted=("input", *statistics, *factors, "training", "eps"),
@@ -259,7 +230,7 @@ def _arithmetic(factors: tuple[float, float] | None, with_second: Pair | None, w
     constant and ``with_second`` or ``with_first`` gives scale and shift."""
 
     def entry(step: Step, reader: Reader) -> Op:
-        first, second, alpha, rounding = _arguments(step, "input", "other", "alpha", "rounding_mode", alpha=1)
+        first, second, alpha, rounding = arguments(step, "input", "other", "alpha", "rounding_mode", alpha=1)
         if rounding is not None or isinstance(alpha, Constant | Symbol | Size):
             return Opaque()
         if alpha != 1 and step.what == "rsub":
@@ -288,7 +259,7 @@ _ONE, _ZERO = np.ones(()), np.zeros(())
 
 def _scale_then_shift(step: Step, reader: Reader) -> Op:
     """``torch.addcmul(shift, x, scale)``."""
-    shift, tensor, scale, value = _arguments(step, "input", "tensor1", "tensor2", "value", value=1)
+    shift, tensor, scale, value = arguments(step, "input", "tensor1", "tensor2", "value", value=1)
     if not isinstance(tensor, Symbol) or value != 1 or len(step.reads) != 1:
         return Opaque()
     return _scale_shift(step, reader, reader.numbers(scale), reader.numbers(shift))
@@ -303,70 +274,15 @@ def _same(step: Step, reader: Reader) -> Op:
 
 
 def _dropout(step: Step, reader: Reader) -> Op:
-    (_, _, training) = _arguments(step, "input", "p", "training", training=True)
+    (_, _, training) = arguments(step, "input", "p", "training", training=True)
     return Opaque("it acts at random in inference too") if training else Gain()
 
 
 # ---- pools, paddings, joins --------------------------------------------------------------------------
 
 
-def _average_pool(axes: int) -> Entry:
-    def entry(step: Step, reader: Reader) -> Op:
-        tensor, taps, stride, padding, ceil_mode, counted, divisor = _arguments(
-            step, "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
-            padding=0, ceil_mode=False, count_include_pad=True,
-        )  # fmt: skip
-        if not isinstance(tensor, Symbol) or len(tensor.shape) != axes + 2:
-            return Opaque()
-        shape = reader.shape(tensor)
-        channels, space = shape[1], shape[2:]
-        sizes = _all(taps, axes)
-        strides = sizes if stride is None or stride in ((), []) else _all(stride, axes)
-        widths = _all(padding, axes)
-        if channels is None:
-            return Opaque()
-        windows = tuple(
-            Window(int(t), int(s), 1, int(p), int(p)) for t, s, p in zip(sizes, strides, widths, strict=True)
-        )
-        if any(window.before for window in windows) and not counted:
-            return Opaque(UNCOUNTED_PADDING)
-        if ceil_mode and any(
-            size is None or (size - 1 + window.slack) % window.stride
-            for size, window in zip(space, windows, strict=True)
-        ):
-            return Opaque("it rounds its output size up (ceil_mode), so its last windows may be incomplete")
-        conv = affine.average_pool(channels, windows)
-        if divisor is not None:
-            conv = conv.scaled(prod(window.taps for window in windows) / float(divisor))
-        return Affine(conv, 1, biased=False)
-
-    return entry
-
-
-def _adaptive_pool(axes: int) -> Entry:
-    def entry(step: Step, reader: Reader) -> Op:
-        tensor, wanted = _arguments(step, "input", "output_size")
-        if not isinstance(tensor, Symbol) or len(tensor.shape) != axes + 2:
-            return Opaque()
-        shape = reader.shape(tensor)
-        channels, space = shape[1], shape[2:]
-        sizes = [n if size is None else size for size, n in zip(_all(wanted, axes), space, strict=True)]
-        if channels is None:
-            return Opaque()
-        if all(size == n and n is not None for size, n in zip(sizes, space, strict=True)):
-            return Gain()
-        if all(size == 1 for size in sizes):
-            return Opaque()  # a global average: as a convolution it would have a weight per position
-        if any(n is None or size is None or n % int(size) for size, n in zip(sizes, space, strict=True)):
-            return Opaque("its windows have different sizes, or the size of its input is not known")
-        steps = [(n or 1) // int(size or 1) for size, n in zip(sizes, space, strict=True)]
-        return Affine(affine.average_pool(channels, tuple(Window(n, n) for n in steps)), 1, biased=False)
-
-    return entry
-
-
 def _pad(step: Step, reader: Reader) -> Op:
-    tensor, widths, mode, value = _arguments(step, "input", "pad", "mode", "value", mode="constant")
+    tensor, widths, mode, value = arguments(step, "input", "pad", "mode", "value", mode="constant")
     if mode != "constant":
         return Opaque(f"padding with '{mode}' is not a convolution at the border")
     if not isinstance(tensor, Symbol) or any(not isinstance(n, int) or isinstance(n, Size) for n in widths):
@@ -380,7 +296,7 @@ def _pad(step: Step, reader: Reader) -> Op:
 
 
 def _concat(step: Step, reader: Reader) -> Op:
-    parts, axis, dim = _arguments(step, "tensors", "dim", "axis")
+    parts, axis, dim = arguments(step, "tensors", "dim", "axis")
     axis = (dim if axis is None else axis) or 0
     if not all(isinstance(part, Symbol) for part in parts):
         return Opaque("it joins constants to a tensor")
@@ -423,8 +339,12 @@ OPERATORS: dict[str, Entry] = {
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
     "feature_alpha_dropout": _dropout,
     "feature_dropout": _dropout,
-    **{f"avg_pool{axes}d": _average_pool(axes) for axes in (1, 2, 3)},
-    **{f"adaptive_avg_pool{axes}d": _adaptive_pool(axes) for axes in (1, 2, 3)},
+    **{f"avg_pool{axes}d": pooling.average_pool(axes) for axes in (1, 2, 3)},
+    **{f"adaptive_avg_pool{axes}d": pooling.adaptive_pool(axes) for axes in (1, 2, 3)},
+    **dict.fromkeys([f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)], pooling.max_pool),
+    "mean": pooling.reduced(rising=False),
+    "amax": pooling.reduced(rising=True),
+    **dict.fromkeys(("interpolate", "upsample"), pooling.interpolate),
     "pad": _pad,
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
 }
