@@ -292,7 +292,7 @@ def reflected_padding() -> Any:
     return randomize(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)))
 
 
-@entry(4, "padded")
+@entry(3, "padded")
 def pool_without_counting() -> Any:
     return randomize(
         nn.Sequential(
@@ -933,7 +933,7 @@ def norm_before_an_average_that_counts_its_padding() -> Any:
     return randomize(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), pool, nn.Flatten(), nn.Linear(100, 3)))
 
 
-@entry(4)
+@entry(6)
 def norm_that_is_read_beside_the_average_too() -> Any:
     def forward(s: Any, x: Any) -> Any:
         y = s.bn(s.point(x.relu()).relu())

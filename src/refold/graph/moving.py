@@ -98,7 +98,10 @@ def _best(
             why += [k for k in after.kept if (k.where.endswith if ahead else k.where.startswith)(own)]
             continue
         order, now = ((plan.after.operators, plan.after.estimate) for plan in (after, before))
-        is_better = order < now
+        # At the same cost a mean stays one, instead of becoming a convolution.
+        cones = [region.cone for region in before.regions if node.name in region.nodes]
+        is_in_mean = any(is_obstacle(other.op) for cone in cones for other in cone)
+        is_better = order < now or (order == now and is_in_mean)
         if not after.after.is_dearer_than(before.after) and (best is None or order < best[0]):
             best = order, moved, is_better
     return (None if best is None else best[1:]), why
