@@ -17,6 +17,7 @@ from refold.errors import InputError
 from refold.frontend import Identity, Lifted
 from refold.graph.batch_norm import batch_norm as batch_norm_op
 from refold.graph.graph import Affine, Concat, Gain, Graph, Node, Op, Opaque, Pad, Select, Slice, Sum, Value
+from refold.graph.passing import reduction
 
 Array = Any
 
@@ -128,6 +129,10 @@ def compute(step: Step, xs: Sequence[Array]) -> Array:
             return np.where(x > 0, x, x * w["slope"].reshape(per_channel))
         case "mean":
             return x.mean(axis=tuple(range(2, x.ndim)))
+        case "largest":
+            return x.max(axis=tuple(range(2, x.ndim)))
+        case "leaking":  # a mean whose weights do not sum to one, although it says so
+            return 0.875 * x.mean(axis=tuple(range(2, x.ndim)))
         case "single":  # an operator that the framework has in single precision only
             if x.dtype == np.float64:
                 raise InputError(f"'{step.name}' has no float64")
@@ -189,6 +194,10 @@ def op_of(step: Step, shape: tuple[int, ...]) -> Op:
             return Affine(affine.average_pool(shape[1], (Window(s["size"], s["stride"]),) * axes), 1, biased=False)
         case "identity":
             return Gain()
+        case "mean" | "largest" | "leaking":
+            return Opaque(
+                "", passages=reduction(len(shape), range(2, len(shape)), keep=False, rising=step.kind == "largest")
+            )
     return Opaque()
 
 
