@@ -214,6 +214,11 @@ class Graph:
         return {output: node for node in self.nodes for output in node.outputs}
 
     @cached_property
+    def node(self) -> dict[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
     def consumers(self) -> dict[str, tuple[Node, ...]]:
         """The nodes that read each value, once per node."""
         readers: dict[str, list[Node]] = {name: [] for name in self.values}

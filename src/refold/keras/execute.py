@@ -69,7 +69,7 @@ def _tensor(array: AnyArray) -> Any:
 def _needed(record: Record, known: Mapping[int, Any], wanted: Sequence[str]) -> list[Call]:
     """The steps between what is known and what is wanted, in the recorded order."""
     waiting = [record.tensors[name] for name in wanted]
-    needed: set[int] = set()
+    needed: dict[int, Call] = {}
     while waiting:
         tensor = record.canonical(waiting.pop())
         if id(tensor) in known:
@@ -78,9 +78,10 @@ def _needed(record: Record, known: Mapping[int, Any], wanted: Sequence[str]) -> 
             raise InputError(f"the value '{record.names[id(tensor)]}' is needed and was not given")
         call = record.producers[id(tensor)][0]
         if id(call) not in needed:
-            needed.add(id(call))
+            needed[id(call)] = call
             waiting += call.tensors
-    return [call for call in record.trace.calls if id(call) in needed]
+    # Not by a look at each recorded step: a proof asks this once for every region.
+    return [needed[key] for key in sorted(needed, key=record.places.__getitem__)]
 
 
 def _run(record: Record, cache: dict[int, Any], call: Call, known: Mapping[int, Any]) -> list[Any]:

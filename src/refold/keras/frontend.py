@@ -120,12 +120,12 @@ class KerasFrontend:
 
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The class and configuration of a step, and its weights."""
-        call = lifted.record.record.step(lifted_output(lifted, node))
+        call = lifted.record.record.step(lifted.graph.node[node].outputs[0])
         return _identity(call)
 
     def storage(self, lifted: Lifted, node: str) -> str:
         """The type of the kernel (or else of any weight) of a step."""
-        call = lifted.record.record.step(lifted_output(lifted, node))
+        call = lifted.record.record.step(lifted.graph.node[node].outputs[0])
         types = [str(weight.dtype) for weight in sorted(call.weights, key=lambda w: -w.ndim)]
         constants = keras.tree.flatten((call.args, call.kwargs))
         types += [str(leaf.value.dtype) for leaf in constants if isinstance(leaf, Constant)]
@@ -155,11 +155,6 @@ class KerasFrontend:
 
 def _not_built(model: Any, which: str) -> InputError:
     return InputError(f"the model '{model.name}' is not built{which}: call it once on an input, then fold it")
-
-
-def lifted_output(lifted: Lifted, node: str) -> str:
-    """The first output of a node of the lifted graph."""
-    return next(n.outputs[0] for n in lifted.graph.nodes if n.name == node)
 
 
 FRONTEND = KerasFrontend()

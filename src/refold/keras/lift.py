@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, final
 
@@ -43,6 +43,11 @@ class Record:
     def step(self, value: str) -> Call:
         """The step that gives a value."""
         return self.producers[id(self.tensors[value])][0]
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The places of the recorded steps, by identity."""
+        return {id(call): place for place, call in enumerate(self.trace.calls)}
 
     def canonical(self, tensor: Any) -> Any:
         """The symbolic tensor that stands for this one and all that equal it."""

@@ -104,7 +104,7 @@ class PaddleFrontend:
     def identity(self, lifted: Lifted, node: str) -> Identity:
         """The class and settings of a step, and its weights."""
         record = lifted.record.record
-        step = record.owners[_output(lifted, node)]
+        step = record.owners[lifted.graph.node[node].outputs[0]]
         parameters = tuple(execute.to_numpy(tensor) for tensor in parameters_of(step))
         if step.layer is not None:
             kind = f"{type(step.layer).__module__}.{type(step.layer).__qualname__} {_settings(step.layer)}"
@@ -115,7 +115,7 @@ class PaddleFrontend:
 
     def storage(self, lifted: Lifted, node: str) -> str:
         """The type of the largest tensor of a step."""
-        step = lifted.record.record.owners[_output(lifted, node)]
+        step = lifted.record.record.owners[lifted.graph.node[node].outputs[0]]
         tensors = sorted(parameters_of(step), key=lambda tensor: -prod(tensor.shape))
         return next(iter([dtype_name(tensor) for tensor in tensors]), "float32")
 
@@ -133,10 +133,6 @@ class PaddleFrontend:
 
 
 FRONTEND = PaddleFrontend()
-
-
-def _output(lifted: Lifted, node: str) -> str:
-    return next(n.outputs[0] for n in lifted.graph.nodes if n.name == node)
 
 
 # ---- reading a model -------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ class _Lowering:
         return text, wanted
 
     def output_of(self, node: str) -> str:
-        return next(n.outputs[0] for n in self.graph.nodes if n.name == node)
+        return self.graph.node[node].outputs[0]
 
     def on_axis(self, text: str, rank: int, own: int, wanted: int) -> str:
         """A tensor with its channels moved from one axis to another."""

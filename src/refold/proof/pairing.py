@@ -196,7 +196,9 @@ class _Search:
         for name, value in self.values.items():
             groups.setdefault(value.shape, []).append(name)
         for shape, names in groups.items():
-            self.samples[shape] = (names, np.stack([_some(self.values[name]) for name in names]))
+            rows = np.stack([_some(self.values[name]) for name in names])
+            order = np.argsort(rows[:, 0]) if rows.shape[1] else range(len(names))
+            self.samples[shape] = ([names[place] for place in order], rows[order])
 
     def _errors(self, name: str) -> dict[str, float]:
         """The values of the original near one of the second model, with the distance by the size."""
@@ -204,9 +206,10 @@ class _Search:
         names, samples = self.samples.get(value.shape, ([], np.empty((0, 0))))
         if not names:
             return {}
-        size = _size(value)
-        near = np.max(_gaps(samples, _some(value)), axis=1, initial=0.0) <= self.loose * size
-        candidates = [names[place] for place in np.flatnonzero(near)]
+        size, sample = _size(value), _some(value)
+        where = _around(samples[:, :1].ravel(), sample[:1], self.loose * size)
+        near = np.max(_gaps(samples[where], sample), axis=1, initial=0.0) <= self.loose * size
+        candidates = [names[where][place] for place in np.flatnonzero(near)]
         errors = {c: _distance(self.values[c], value) / size for c in candidates}
         return {c: error for c, error in errors.items() if error <= self.loose}
 
@@ -351,6 +354,16 @@ def _has_shrunk(value: Value, array: AnyArray) -> bool:
 def _size(value: AnyArray) -> float:
     """Its largest finite entry, and never 0."""
     return float(np.max(np.abs(value), initial=0.0, where=np.isfinite(value)) + np.finfo(np.float64).tiny)
+
+
+def _around(firsts: AnyArray, first: AnyArray, gap: float) -> slice:
+    """Where ascending numbers are that may be within ``gap`` of another one, if there is one: a deep network has
+    many values of one shape, and few of them have to be looked at."""
+    if not np.isfinite(first).all() or not first.size:
+        return slice(None)
+    gap *= 1 + 1e-9  # so that rounding hides none
+    low, high = np.searchsorted(firsts, first - gap, "left"), np.searchsorted(firsts, first + gap, "right")
+    return slice(int(low[0]), int(high[0]))
 
 
 def _distance(one: AnyArray, two: AnyArray) -> float:

@@ -53,10 +53,15 @@ class Record(Generic[StepT]):
         found = [entry for size in step.sizes for entry in sizes_in(formula_of(size))]
         return [s for s, axis in found if self.shapes[s.name][axis] is None and not self.is_batch(s, axis)]
 
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The places of the recorded steps, by identity."""
+        return {id(step): place for place, step in enumerate(self.trace.steps)}
+
     def steps_to(self, wanted: Sequence[str], known: Mapping[str, Any]) -> list[StepT]:
         """The steps between what is known and what is wanted, in the recorded order. Raises InputError."""
         waiting = list(wanted)
-        needed: set[int] = set()
+        needed: dict[int, StepT] = {}
         while waiting:
             value = waiting.pop()
             if value in known:
@@ -65,9 +70,10 @@ class Record(Generic[StepT]):
                 raise InputError(f"the value '{value}' is needed and was not given")
             step = self.owners[value]
             if id(step) not in needed:
-                needed.add(id(step))
+                needed[id(step)] = step
                 waiting += [symbol.name for symbol in (*step.reads, *self.open_sizes(step))]
-        return [step for step in self.trace.steps if id(step) in needed]
+        # Not by a look at each recorded step: a proof asks this once for every region.
+        return [needed[key] for key in sorted(needed, key=self.places.__getitem__)]
 
     def size_among(self, known: Mapping[str, Any], batch: int) -> Callable[[Size], int]:
         """What a recorded size is where the tensors ``known`` are, by name, and the batch is ``batch``; what it

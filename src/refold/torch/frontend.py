@@ -156,7 +156,7 @@ UNSEEN = (
 def _home(lifted: Lifted, node: str) -> tuple[Record, Step, inside.Part | None]:
     """The record that a node comes from, with its step; if the node stands for what a module gives to a part, that
     module's step, and the part."""
-    output = next(n.outputs[0] for n in lifted.graph.nodes if n.name == node)
+    output = lifted.graph.node[node].outputs[0]
     for record, parts in inside.everything(lifted.record.record, lifted.record.parts):
         if output in record.owners:
             return record, record.owners[output], None

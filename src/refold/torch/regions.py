@@ -130,7 +130,7 @@ class Regions:
         return self.fx.call_function(torch.addcmul, (bias, tensor, weight))
 
     def _output_of(self, node: str) -> str:
-        return next(n.outputs[0] for n in self.graph.nodes if n.name == node)
+        return self.graph.node[node].outputs[0]
 
     def _on_axis(self, tensor: Any, rank: int, own: int, wanted: int) -> Any:
         """A tensor with its channels moved from one axis to another."""
