@@ -114,7 +114,6 @@ def test_extreme_rows(name: str, row: Any, compiled: bool) -> None:
         stored = module.parametrizations.weight.original0
         stored[3] = 2.0 if row == "constant" else stored[3] * row
     wide = copy.deepcopy(module).double()
-    torch._dynamo.reset()
     called = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
     out = called(x)
     assert torch.allclose(out.double(), by_the_weight(wide, x.double()), rtol=1e-4, atol=1e-5)
