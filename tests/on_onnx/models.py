@@ -405,6 +405,81 @@ def sequence_turned_to_channels_first() -> onnx.ModelProto:
     return b.model(b.conv(y, 8, 3, 3, axes=1))
 
 
+def _normed_tokens(b: Builder, y: str, c: int, back: str) -> str:
+    """A batch norm over the channels of tokens, ``(N, L, c)``, which are one batch to it; ``back`` is how the shape
+    that they had is said."""
+    flat = b.op("Flatten", y, axis=2) if back == "Shape" else b.op("Reshape", y, b.ints(-1, c))
+    normed = b.bn(flat, c)
+    if back == "Shape":  # as torch.onnx writes reshape_as
+        return str(b.op("Reshape", normed, b.op("Shape", y)))
+    if back == "Concat":
+        first = b.op("Unsqueeze", b.op("Gather", b.op("Shape", y), b.constant(np.int64(0))), b.ints(0))
+        return str(b.op("Reshape", normed, b.op("Concat", first, b.ints(-1, c), axis=0)))
+    return str(b.op("Reshape", normed, b.ints(-1, 7, c)))
+
+
+def _tokens(back: str) -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", 7 if back == "ints" else "L", 6)
+    y = _normed_tokens(b, b.op("MatMul", x, b.random(6, 8)), 8, back)
+    return b.model(b.op("Relu", y))
+
+
+@entry({"MatMul": 1, "Add": 1, "Relu": 1}, sizes=(7, 5))
+def batch_norm_of_tokens_that_are_given_their_shape_back() -> onnx.ModelProto:
+    return _tokens("Shape")
+
+
+@entry({"MatMul": 1, "Add": 1, "Relu": 1}, sizes=(7, 5))
+def batch_norm_of_tokens_with_a_shape_put_together() -> onnx.ModelProto:
+    return _tokens("Concat")
+
+
+@entry({"MatMul": 1, "Add": 1, "Relu": 1})
+def batch_norm_of_tokens_at_a_known_size() -> onnx.ModelProto:
+    return _tokens("ints")
+
+
+@entry({"Relu": 1, "MatMul": 1, "Add": 2, "ReduceMean": 1, "Gemm": 1}, sizes=(7,))
+def batch_norm_of_tokens_in_a_residual_branch_before_a_mean() -> onnx.ModelProto:
+    b = Builder()
+    x = b.input("N", "L", 6)
+    y = b.op("MatMul", b.op("Relu", x), b.random(6, 6))
+    y = b.op("Add", _normed_tokens(b, y, 6, "Shape"), x)
+    return _headed(b, b.op("ReduceMean", y, b.ints(1), keepdims=0), 6)
+
+
+@entry({"Relu": 1, "Flatten": 1, "BatchNormalization": 1, "Shape": 1, "Reshape": 1, "Tanh": 1}, sizes=(7,))
+def batch_norm_of_tokens_between_nonlinearities_stays() -> onnx.ModelProto:
+    b = Builder()
+    y = b.op("Relu", b.input("N", "L", 6))
+    return b.model(b.op("Tanh", _normed_tokens(b, y, 6, "Shape")))
+
+
+@entry({"MatMul": 1, "Flatten": 1, "BatchNormalization": 1, "Reshape": 1, "Relu": 1})
+def batch_norm_of_tokens_that_are_given_another_shape() -> onnx.ModelProto:
+    b = Builder()
+    y = b.op("MatMul", b.input("N", 6, 6), b.random(6, 6))
+    y = b.bn(b.op("Flatten", y, axis=2), 6)
+    return b.model(b.op("Relu", b.op("Reshape", y, b.ints(-1, 3, 12))))
+
+
+@entry({"MatMul": 1, "Reshape": 2, "BatchNormalization": 1, "Relu": 1})
+def batch_norm_over_tokens_instead_of_channels_stays() -> onnx.ModelProto:
+    b = Builder()
+    y = b.op("MatMul", b.input("N", 6, 6), b.random(6, 6))
+    y = b.bn(b.op("Reshape", y, b.ints(-1, 6, 2, 3)), 6)
+    return b.model(b.op("Relu", b.op("Reshape", y, b.ints(-1, 6, 6))))
+
+
+@entry({"Conv": 1, "Relu": 1})
+def batch_norm_in_two_dimensions_of_a_line() -> onnx.ModelProto:
+    b = Builder()
+    y = b.conv(b.input("N", 3, 6), 3, 6, axes=1)
+    y = b.bn(b.op("Reshape", y, b.ints(-1, 6, 2, 3)), 6)
+    return b.model(b.op("Relu", b.op("Reshape", y, b.ints(-1, 6, 6))))
+
+
 @entry({"Conv": 1}, sizes=(7,))
 def transposes_that_cancel() -> onnx.ModelProto:
     b, x = start(3)

@@ -58,6 +58,9 @@ _OLDEST = 7
 # Operators that read channels on axis 1.
 _CHANNELS_FIRST = frozenset({"AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool"})
 
+# Operators that only say another shape of a tensor.
+_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": float(np.finfo(np.float32).max)}
 
 
@@ -300,6 +303,8 @@ class _Lift:
             else:
                 sources = tuple(self.name(v) for v in node.inputs if v is not None and not self.is_constant(v))
                 self._append(node, place, op, sources, (output,), (node,))
+                if isinstance(op, Affine) and op.conv.is_scale:
+                    self.moves.scale(self.originals[sources[0]][1], node, op)
         if rest:
             given = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
             read = tuple(self.name(value) for value in given if not self.is_constant(value))
@@ -344,6 +349,8 @@ class _Lift:
         name = self._name(node, place)
         cost = self._cost(op, inputs, outputs[0], node)
         for step in steps[:-1]:
+            if isinstance(op, Affine) and (step.op_type in _VIEWS or step.op_type not in MOVING):
+                continue  # a batch norm between reshapes costs what it would without them
             known = self.names.get((id(self.scope), id(step.outputs[0])), "")
             cost += self._cost(Opaque(), (), known, step)
         if isinstance(op, Affine):
@@ -355,7 +362,8 @@ class _Lift:
             if computed:
                 self.computed[name] = computed
         self.steps[name] = node
-        self.nodes.append(Node(name, op, inputs, outputs, cost, self._weights(node)))
+        weights = {read: size for step in steps for read, size in self._weights(step).items()}
+        self.nodes.append(Node(name, op, inputs, outputs, cost, weights))
         self._remember_axis(self.nodes[-1])
 
     def _is_computed(self, facts: Facts) -> bool:

@@ -134,7 +134,10 @@ class _Lowering:
         name = self.name_for(part.nodes)
         terms = part.form.terms
         bias = part.form.bias if part.biased or np.any(part.form.bias) else None
-        holder = next((leaf for leaf, term in terms.items() if self.takes_bias(leaf, term, axis)), None)
+        # Where no operator has a bias it stands right behind a MatMul, where runtimes look for it.
+        weighted = [leaf for leaf, term in terms.items() if not term.is_scale]
+        holder = next((leaf for leaf in weighted if self.takes_bias(leaf, terms[leaf], axis)), None)
+        holder = holder or next(iter(weighted), None)
         results = []
         for leaf, term in terms.items():
             own = None

@@ -7,16 +7,17 @@ goes and which constants it puts beside them. That is how the dozens of nodes in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import final
 
 import numpy as np
 import onnx_ir as ir
 
+from refold.algebra.affine import scale_shift
 from refold.errors import InputError
 from refold.graph import rearrangement
-from refold.graph.graph import Op, Pad, Passage
+from refold.graph.graph import Affine, Gain, Op, Pad, Passage
 from refold.onnx.reference import FLOATS, AnyArray, Operators
 from refold.onnx.sizes import MOVING, Survey
 
@@ -30,11 +31,13 @@ _MOST_MARKS = 2**22
 class View:
     """A tensor seen from ``base``: for each set of sizes where each of its numbers comes from. A mark
     above 0 is a place in ``base``, plus 1; 0 is the number 0; one below 0 is a constant. ``steps`` are
-    the nodes on the way."""
+    the nodes on the way. ``scaled`` is the factor and shift per channel of one of them, seen as one of ``base``:
+    batch norms of tokens stand between two reshapes."""
 
     base: ir.Value
     marks: tuple[AnyArray, ...]
     steps: tuple[ir.Node, ...]
+    scaled: Affine | None = None
 
 
 @final
@@ -88,7 +91,7 @@ class Moves:
                 marks = [None if result is None else result[number] for result in results]
                 kept = tuple(mark for mark in marks if mark is not None)
                 if len(kept) == len(marks):
-                    grown.setdefault(number, []).append(View(view.base, kept, (*view.steps, node)))
+                    grown.setdefault(number, []).append(replace(view, marks=kept, steps=(*view.steps, node)))
                     self.views.setdefault(id(output), []).append(grown[number][-1])
         if linear:
             return {}
@@ -100,6 +103,31 @@ class Moves:
                     found[number] = told
                     break
         return found
+
+    def scale(self, source: ir.Value, node: ir.Node, op: Affine) -> None:
+        """Let the chains that lead to ``source`` go on through ``node``, a factor and a shift per channel."""
+        for view in self.views.get(id(source), ()):
+            axis = None if view.scaled else self._axis_of_base(view, op)
+            if axis is not None:
+                conv = scale_shift(op.conv.scale, op.conv.bias, (self.survey.of(view.base).rank or 2) - 2)
+                scaled = replace(view, steps=(*view.steps, node), scaled=Affine(conv, axis, op.biased))
+                self.views.setdefault(id(node.outputs[0]), []).append(scaled)
+
+    def _axis_of_base(self, view: View, op: Affine) -> int | None:
+        """The axis of the tensor where a chain starts that runs along the channels which ``op`` has at its end."""
+        shapes = [shape for shape in self.survey.of(view.base).shapes if shape is not None]
+        if any(bool(np.any(marks <= 0)) for marks in view.marks):
+            return None  # constants among them
+        places = [
+            np.unravel_index(np.ascontiguousarray(marks) - 1, shape)
+            for marks, shape in zip(view.marks, shapes, strict=True)
+        ]
+        along = np.arange(op.conv.channels_out).reshape([-1] + [1] * (view.marks[0].ndim - 1 - op.axis))
+        for axis in range(len(shapes[0]) - 1, 0, -1):
+            known = all(shape[axis] == op.conv.channels_out for shape in shapes)
+            if known and all(bool(np.all(index[axis] == along)) for index in places):
+                return axis
+        return None
 
     def passages(self, node: ir.Node, place: int) -> tuple[Passage, ...]:
         """The ways on which maps per channel pass through a node that moves numbers, to its output ``place``."""
@@ -211,7 +239,11 @@ class Moves:
         ]
         if all(bool(np.all(marks >= 0)) for _, marks in samples):
             op = rearrangement.classify(samples)
+            if view.scaled is not None:
+                op = view.scaled if op == Gain() else None
             return None if op is None else Found(view.base, op, view.steps)
+        if view.scaled is not None:
+            return None
         borders = [self._border(shape, marks) for shape, marks in samples]
         first = borders[0]
         if first is None or any(border is None or border[:2] != first[:2] for border in borders):
