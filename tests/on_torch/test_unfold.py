@@ -177,3 +177,14 @@ def test_bad_input_is_told_in_words() -> None:
         refold.unfold(plain(), "repvgg", only=("stage1.*",))
     with pytest.raises(refold.InputError, match="the model does not run on the example"):
         refold.unfold(plain(), "repvgg", np.zeros((2, 5, 12, 12), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)]
+)
+def test_channels_stay_last(kind: Any, layout: Any) -> None:
+    model = nn.Sequential(kind(3, 8, 3, padding=1)).to(memory_format=layout).eval()
+    rich = refold.unfold(model, "repvgg")
+    kernels = [parameter for parameter in rich.parameters() if parameter.ndim > 1]
+    assert len(kernels) == 2
+    assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)

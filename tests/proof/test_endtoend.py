@@ -72,6 +72,12 @@ def test_sizes_that_are_fixed_stay() -> None:
     assert {len(arrays[0]) for arrays in found.values()} == {1}
 
 
+def test_inputs_that_no_memory_holds_are_refused() -> None:
+    graph = graph_of({"x": (2**31, 2, 3)})
+    with pytest.raises(InputError, match=r"'x' of shape .* is too large to be tried"):
+        random_input(graph.values["x"], np.random.default_rng(0), 1)
+
+
 def test_where_sizes_are_free_small_ones_do_but_for_one() -> None:
     graph = graph_of({"x": (None, 3, None, None)})
     normal, small = np.ones((1, 3, 12, 12), "float32"), np.ones((1, 3, 8, 8), "float32")

@@ -13,12 +13,16 @@ from refold.errors import CannotRunError, InputError
 from refold.frontend import AnyArray, Frontend, Lifted
 from refold.graph.graph import Graph, Value
 from refold.proof.certificate import EndToEndResult, Verdict
+from refold.shown import printable
 
 # Correct folds of RepVGG stacks have ratios from 1.1 to 1.6; one layer that is off by 1e-5 has 3.8.
 _WARN, _FAIL = 2.0, 4.0
 _FLOOR = 4.0  # roundings of the output that nobody counts
 # Runtimes may take what is smaller than the smallest normal number for zero.
 _TINY = {"float16": 2.0**-22, "bfloat16": 2.0**-126, "float64": 2.0**-1022}
+
+# What an input may have at most: a file may claim any size.
+_MOST_NUMBERS = 2**30
 
 # Of all values of examples that are run as one batch.
 _MOST_BYTES = 2**28
@@ -35,8 +39,11 @@ def is_integer(dtype: str) -> bool:
 
 
 def random_input(value: Value, rng: np.random.Generator, batch: int) -> AnyArray:
-    """An input of the nominal size; whole numbers are 0 or 1, which any table of indices has."""
+    """An input of the nominal size; whole numbers are 0 or 1, which any table of indices has. Raises InputError for
+    one that no memory holds."""
     shape = (*(batch if size is None else size for size in value.shape[:1]), *value.nominal[1:])
+    if prod(shape) > _MOST_NUMBERS:
+        raise InputError(f"the input '{printable(value.name)}' of shape {shape} is too large to be tried")
     if is_integer(value.dtype):
         return rng.integers(0, 2, shape).astype(value.dtype)
     return rng.standard_normal(shape).astype(_numpy_type(value.dtype))

@@ -20,6 +20,7 @@ from refold.recording.symbols import mapped
 from refold.torch import examples
 from refold.torch.blocks import CONVOLUTIONS, ExpressionBlock
 from refold.torch.express import rounded
+from refold.torch.layout import laid_out
 from refold.torch.trace import first_line
 
 nn = torch.nn
@@ -102,10 +103,8 @@ def _block(unfolded: Unfolded, module: Any) -> Any:
     block = ExpressionBlock(unfolded.expression, module.in_channels, axes=len(module.kernel_size))
     block.to(module.weight.device, module.weight.dtype)
     block.set_numbers(unfolded.numbers)
-    if module.weight.ndim == 4 and module.weight.is_contiguous(memory_format=torch.channels_last):
-        for parameter in block.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for parameter in block.parameters():
+        parameter.data = laid_out(parameter.data, module.weight)
     block.requires_grad_(module.weight.requires_grad)
     return block.train(module.training)
 
