@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from refold.keras import formulas
 from refold.keras.effective import EffectiveKernel, Tensor, as_stored
 from refold.keras.kernels import KernelSpec, called
 from refold.weights import (
@@ -22,7 +23,6 @@ from refold.weights import (
     TimmStandardization,
     fit_rows,
     method,
-    outputs,
     pays,
     widen,
     working_dtype,
@@ -233,7 +233,7 @@ class WeightNormalization(EffectiveKernel):
             return super()._composed(spec)
         parts = (self._part(spec, name) for name in ("gain", "offset"))
         columns = [None if part is None else rows.as_column(ops, ops.convert_to_tensor(part)) for part in parts]
-        return rows.from_lines(ops, method.compose(ops, self._stored_lines(spec), *columns, axis=rows.axis))
+        return rows.from_lines(ops, formulas.compose(method, self._stored_lines(spec), *columns, axis=rows.axis))
 
     def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Call the wrapped layer with the effective kernel; in training, where that is faster, do what it does."""
@@ -261,7 +261,8 @@ class WeightNormalization(EffectiveKernel):
         assert self.method is not None
         with as_stored():
             parts = (self._part_as(spec, name, (1, -1)) for name in ("gain", "offset"))
-            out = outputs(ops, self.method, inputs, self._stored_lines(spec), *parts, axis=self._rows(spec).axis)
+            axis = self._rows(spec).axis
+            out = formulas.outputs(self.method, inputs, self._stored_lines(spec), *parts, axis=axis)
             out = out if self.layer.bias is None else ops.add(out, self.layer.bias)
         return out if self.layer.activation is None else self.layer.activation(out)
 
@@ -269,7 +270,7 @@ class WeightNormalization(EffectiveKernel):
         with as_stored():
             stored = self._stored_rows(spec)
             if self.method is not None:
-                parts = self.method.decompose(ops, self._stored_lines(spec), axis=self._rows(spec).axis)
+                parts = formulas.decompose(self.method, self._stored_lines(spec), axis=self._rows(spec).axis)
             else:
                 normalized = getattr(self, f"{spec.prefix}normalizer")(stored)
                 parts = fit_rows(ops, normalized, stored, offset=self.use_offset)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from refold.keras import formulas
 from refold.keras.effective import EffectiveKernel, Tensor
 from refold.keras.kernels import KernelSpec
 from refold.weights import Rows, Spectral, SpectralState, spectral_error
@@ -101,14 +102,15 @@ class SpectralNormalization(EffectiveKernel):
 
     def _composed(self, spec: KernelSpec) -> Tensor:
         rows, gain = self._rows(spec), self._part_as(spec, "gain", (1, 1))
-        lines = self.method.compose(ops, self._stored_lines(spec), self._state(spec), gain, axis=rows.axis)
+        stored, state = self._stored_lines(spec), self._state(spec)
+        lines = formulas.compose_spectral(self.method, stored, state, gain, axis=rows.axis)
         return rows.from_lines(ops, lines)
 
     def _advance(self) -> None:
         for spec in self.specs:
             axis = self._rows(spec).axis
             stored, state = self._stored_lines(spec), self._state(spec)
-            state = self.method.advance(ops, stored, state, self.power_iterations, axis=axis)
+            state = formulas.advance(self.method, stored, state, self.power_iterations, axis=axis)
             self._part(spec, "left").assign(state.left)
             self._part(spec, "right").assign(state.right)
 
