@@ -105,9 +105,10 @@ def test_checkpoints_of_wrapped_models_load(folder: Path, around: str) -> None:
             assert all(torch.equal(state[key], value) for key, value in wanted.items())
 
 
-def test_folds_an_exported_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_folds_an_exported_program(batch: int, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = randomize(RepVGG(4, 4))
-    x = torch.randn(2, 4, 9, 9)
+    x = torch.randn(batch, 4, 9, 9)
     torch.export.save(torch.export.export(model, (x,)), "rich.pt2")
     assert main(["fold", "rich.pt2", "--trust", "-o", "plain.pt2"]) == 0
     assert "PROVED" in capsys.readouterr().out

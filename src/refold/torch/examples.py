@@ -14,6 +14,7 @@ from refold.errors import InputError
 from refold.frontend import AnyArray
 from refold.recording.arguments import is_shape
 from refold.recording.symbols import leaves, mapped
+from refold.torch.hollow import Hollow
 from refold.torch.trace import dtype_name
 
 # Two batch sizes, and two sizes for every open axis, tell which sizes of the model follow which. What is added
@@ -156,6 +157,16 @@ def feeds(specs: Sequence[Any], which: int, change: int | None, pair: tuple[int,
         return torch.randn(shape, generator=generator).to(spec.device, dtype)
 
     return tuple(mapped(tensor, spec) for spec in specs)
+
+
+def runs(model: Any, specs: Sequence[Any], attempt: Attempt) -> bool:
+    """Whether a model runs at certain sizes."""
+    try:
+        with torch.no_grad(), Hollow():
+            model.forward(*feeds(specs, 1, *attempt))
+    except Exception:  # whatever torch raises on sizes that do not fit
+        return False
+    return True
 
 
 def plain_example(specs: Sequence[Any]) -> tuple[Any, ...]:

@@ -78,16 +78,11 @@ def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None
     if example is None:
         example = getattr(model, "meta", {}).get("refold.example")
     specs = examples.specs_of(model, example)
-    inputs = examples.feeds(specs, 0, 0, examples.OPEN_SIZES[0])
-    auto = torch.export.Dim.AUTO
-    dynamic = mapped(
-        lambda spec: (
-            {axis: auto for axis, size in enumerate(spec.shape) if size is None}
-            if isinstance(spec, examples.Spec)
-            else None
-        ),
-        specs,
-    )
+    attempt: examples.Attempt = (0, examples.OPEN_SIZES[0])
+    if not examples.runs(model, specs, attempt):  # it may have been folded for the sizes of its example alone
+        attempt = examples.attempts(specs)[-1]
+    inputs = examples.feeds(specs, 0, *attempt)
+    dynamic = None if attempt[0] is None else mapped(_open_axes, specs)
     try:
         program = torch.export.export(copy.deepcopy(model), inputs, dynamic_shapes=dynamic)
     except Exception as error:  # whatever torch raises
@@ -101,6 +96,13 @@ def save(model: Any, path: Path, *, overwrite: bool = False, example: Any = None
             torch.export.save(program, file)
 
     write_together({weights: lambda target: _write_weights(model, target), path: write}, overwrite=overwrite)
+
+
+def _open_axes(spec: Any) -> Any:
+    """The axes of an input that may have other sizes."""
+    if not isinstance(spec, examples.Spec):
+        return None
+    return {axis: torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if size is None}
 
 
 def _write_weights(model: Any, path: Path) -> None:

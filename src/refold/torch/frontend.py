@@ -24,7 +24,6 @@ from refold.recording.symbols import leaves
 from refold.recording.twice import BoundError
 from refold.torch import checks, examples, execute, express, inside, wrappers
 from refold.torch.examples import to_numpy
-from refold.torch.hollow import Hollow
 from refold.torch.lift import evaluated, lift_record, parameters_of, used
 from refold.torch.lower import lower_plan
 from refold.torch.record import Made, Record, record_twice
@@ -195,7 +194,7 @@ def _lowered(lifted: Lifted, plan: Plan, memo: dict[int, Any]) -> Any:
     plain = lower_plan(lifted.graph, record, mine, lifted.model, session.names, memo)
     if not isinstance(plain, torch.fx.GraphModule):
         return plain
-    if not record.bound and any(_runs(plain, session.specs, attempt) for attempt in session.failed):
+    if not record.bound and any(examples.runs(plain, session.specs, attempt) for attempt in session.failed):
         # What bound the original to its sizes is gone, so that has to be said.
         bound = replace(record, bound=True)
         plain = lower_plan(lifted.graph, bound, mine, lifted.model, session.names, memo)
@@ -238,16 +237,6 @@ def _recorded(
     if reason:
         raise InputError(f"the model '{name}' does not run {reason}; give an example that it takes") from error
     raise InputError(f"the model '{name}' cannot be followed: {error}") from error
-
-
-def _runs(model: Any, specs: tuple[Any, ...], attempt: examples.Attempt) -> bool:
-    """Whether a model runs at certain sizes."""
-    try:
-        with torch.no_grad(), Hollow():
-            model.forward(*examples.feeds(specs, 1, *attempt))
-    except Exception:  # whatever torch raises on sizes that do not fit
-        return False
-    return True
 
 
 def _evaluated(graph: Graph, record: Record) -> tuple[str, ...]:
