@@ -195,6 +195,21 @@ def test_what_changed_in_a_model_is_said(certificate: Certificate) -> None:
     assert "block0/add" not in "".join(again.changes)
 
 
+def test_numbers_that_nobody_finds_again_are_remarked_upon(certificate: Certificate) -> None:
+    model = stack(np.random.default_rng(0), blocks=2)
+    again = check(model.before, model.after, seed=certificate.seed, versions={"numpy-steps": "1"})
+    assert compare(certificate, again).remarks == ()
+    data = certificate.to_json()
+    data["regions"][0]["ratio"] = 0.01
+    data["end_to_end"][0]["max_error"] *= 1e-3
+    edited = compare(Certificate.from_json(data), again)
+    assert edited.ok
+    assert [remark.partition(":")[0] for remark in edited.remarks] == [
+        f"regions, {data['regions'][0]['where']}",
+        f"end to end, {data['end_to_end'][0]['output']} of {data['end_to_end'][0]['inputs']}",
+    ]
+
+
 def test_a_refutation_that_is_confirmed_is_no_equality() -> None:
     model = stack(np.random.default_rng(0), blocks=1)
     wrong = model.after.edited("block0/folded", b=2 * model.after.steps[0].weights["b"])

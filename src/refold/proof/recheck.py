@@ -10,6 +10,11 @@ from refold.proof.certificate import Certificate, Digests, Verdict
 
 SCHEMA = "refold.recheck/1"
 
+# By so much another machine's rounding does not change what part of its bound a weight takes, which is computed in
+# float64; and not by so many times an error of whole models as they ship.
+_APART = 0.05
+_TIMES = 16
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,8 @@ class Recheck:
 def compare(stored: Certificate, again: Certificate) -> Recheck:
     """What a new certificate, made with the seed of a stored one, says that the stored one does not.
 
-    Models are compared by their digests, results by their verdicts. Numbers may differ in their last digits
-    from one machine to the next, so they are not compared: each of them was held to its bound anew.
+    Models are compared by their digests, results by their verdicts. Numbers may differ from one machine to the
+    next, and each of them was held to its bound anew: those that are quite other ones are remarked upon.
     """
     changes = [*_models(stored, again), *_verdicts(stored, again)]
     return Recheck(tuple(changes), tuple(_remarks(stored, again)), again)
@@ -109,5 +114,21 @@ def _remarks(stored: Certificate, again: Certificate) -> Iterator[str]:
     if others:
         yield f"it was made with other versions: {', '.join(others)}"
     given = [{entry.inputs for entry in certificate.end_to_end} & {"given"} for certificate in (stored, again)]
+    yield from _other_numbers(stored, again)
     if given[0] and not given[1]:
         yield "it was measured on inputs that were given; they were not given again"
+
+
+def _other_numbers(stored: Certificate, again: Certificate) -> Iterator[str]:
+    for what in ("regions", "local"):
+        known = {entry.where: entry.ratio for entry in getattr(stored, what)}
+        for entry in getattr(again, what):
+            one, two = known.get(entry.where), entry.ratio
+            if one is not None and two is not None and abs(one - two) > _APART:
+                yield f"{what}, {entry.where}: it was {one:.3g} of what is allowed, now it is {two:.3g}"
+    errors = {(entry.inputs, entry.output): entry.max_error for entry in stored.end_to_end}
+    for entry in again.end_to_end:
+        one, two = errors.get((entry.inputs, entry.output), entry.max_error), entry.max_error
+        if entry.inputs != "given" and max(one, two) > _TIMES * min(one, two):
+            where = f"{entry.output} of {entry.inputs}"
+            yield f"end to end, {where}: the largest error was {one:.2g}, now it is {two:.2g}"
