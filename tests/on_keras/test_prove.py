@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers
 from test_fold import example_of
-from zoo import ZOO, Entry, functional, repvgg
+from zoo import ZOO, Entry, functional, randomize, repvgg
 
 import refold
 from refold.proof.certificate import Certificate, Verdict
@@ -23,6 +23,19 @@ def test_every_fold_of_the_zoo_is_proved(entry: Entry) -> None:
     certificate = refold.prove(model, refold.fold(model, example), example)
     assert certificate.ok, certificate
     assert certificate.verdict is Verdict.PROVED, certificate
+
+
+def test_a_norm_passes_through_an_interpolation_where_that_can_be_proved() -> None:
+    """TensorFlow has none in float64."""
+
+    def body(x: Any) -> Any:
+        y = layers.UpSampling2D(2, interpolation="bilinear")(layers.Conv2D(6, 3)(x))
+        return layers.Softmax()(layers.BatchNormalization()(y))
+
+    model = randomize(functional((8, 8, 4), body))
+    plain = refold.fold(model)
+    assert refold.inspect(plain).before.operators == (4 if keras.config.backend() == "tensorflow" else 3)
+    assert refold.prove(model, plain).verdict is Verdict.PROVED
 
 
 def two_blocks() -> Any:

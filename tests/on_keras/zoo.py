@@ -674,7 +674,7 @@ def norm_before_a_mean_over_a_sequence() -> Any:
 @entry(3)
 def norm_behind_an_upsampling() -> Any:
     def body(x: Any) -> Any:
-        y = layers.UpSampling2D(2, interpolation="bilinear")(layers.Conv2D(6, 3)(x))
+        y = layers.UpSampling2D(2)(layers.Conv2D(6, 3)(x))
         return ops.tanh(layers.BatchNormalization()(y))
 
     return functional((8, 8, 4), body)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 from refold.graph.graph import Op, Opaque
 from refold.graph.passing import means, reduction
 from refold.keras.reading import Entry, channel_axis
@@ -29,8 +31,12 @@ def largest(call: Call) -> Op:
 
 
 def upsampled(call: Call) -> Op:
-    """Of a layer that repeats positions, or interpolates between them."""
-    if getattr(call.layer, "interpolation", "nearest") not in ("nearest", "bilinear"):
+    """Of a layer that repeats positions, or interpolates between them.
+
+    TensorFlow interpolates in float32, whatever it is given: there is no reference to prove with that a map passes.
+    """
+    known = ("nearest",) if keras.config.backend() == "tensorflow" else ("nearest", "bilinear")
+    if getattr(call.layer, "interpolation", "nearest") not in known:
         return Opaque()
     return Opaque("", passages=means(_axis(call)))
 
