@@ -9,16 +9,15 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import refold
-from refold.errors import InputError
 from refold.files import open_regular, size_in_words, write_atomically
 from refold.shown import printable
+from refusing import refused
 
 SOURCE = str(Path(refold.__file__).parents[1])
 
@@ -32,17 +31,6 @@ def content(text: bytes) -> Callable[[Path], None]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def refused(*fragments: str) -> Iterator[None]:
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 1000
-    for fragment in fragments:
-        assert fragment in message
 
 
 # ---- names -------------------------------------------------------------------------------------------

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
 import numpy as np
-import pytest
 
 import refold
-from refold.errors import InputError
 from refold.keras.files import load
+from refusing import refused
 
 SOURCE = str(Path(refold.__file__).parents[1])
 MIB = 2**20
@@ -58,17 +56,6 @@ def with_weights(members: Members, change: Callable[[Any], Any]) -> Members:
 
 def layer(config: Any, name: str = "conv") -> Any:
     return next(found for found in config["config"]["layers"] if found["name"] == name)
-
-
-@contextmanager
-def refused(*fragments: str) -> Iterator[None]:
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 1000
-    for fragment in fragments:
-        assert fragment in message
 
 
 def refuses(path: Path, *fragments: str, **options: Any) -> None:

@@ -29,6 +29,7 @@ from refold.paddle.perform import parameter, twin
 from refold.paddle.places import beside
 from refold.paddle.source import Code
 from refold.paddle.trace import Step
+from refold.recording.places import free
 from refold.recording.sizes import OPERATIONS, Size, formula_of
 from refold.recording.steps import Scope
 from refold.recording.symbols import Constant, Symbol, mapped, symbols
@@ -235,7 +236,7 @@ class _Lowering:
         for known, place in self.twins.setdefault(id(layer), []):
             if (known is None) == (weights is None) and _equal(known or {}, weights or {}):
                 return place
-        place = self.free(path)
+        place = free(path, self.parts)
         made = _copied(layer, weights, self.memo)
         self.twins[id(layer)].append((weights, place))
         self.parts[place] = made
@@ -247,7 +248,7 @@ class _Lowering:
             for path, part in self.parts.items():
                 if part is self.memo[id(tensor)]:
                     return path
-        path = self.paths.get(id(tensor)) or self.free("constant")
+        path = self.paths.get(id(tensor)) or free("constant", self.parts)
         made = self.memo.get(id(tensor))
         if made is None:
             made = self.memo[id(tensor)] = copy.deepcopy(tensor, self.memo)
@@ -300,12 +301,12 @@ class _Lowering:
                 dtype=symbol.dtype,
                 trainable=trainable,
             )
-            path = self.free(wanted)
+            path = free(wanted, self.parts)
             self.parts[path] = layer
             results.append(self.on_axis(f"{source.reference(path)}({tensor})", rank, inner, axis))
         text = " + ".join(results)
         if not convolved and np.any(form.bias):
-            path = self.free(f"{wanted}.shift" if wanted else "shift")
+            path = free(f"{wanted}.shift" if wanted else "shift", self.parts)
             shape = express.shift_shape(form.bias.size, axis, rank)
             self.parts[path] = parameter(form.bias.reshape(shape), symbol.dtype, trainable)
             text = f"{text} + {source.reference(path)}"
@@ -348,15 +349,6 @@ class _Lowering:
         scope = common[-1]
         alone = symbols(scope.outputs) == [symbol]
         return scope.path if alone else f"{scope.path}.{kind}"
-
-    def free(self, wanted: str) -> str:
-        """A path at which, and below and above which, there is nothing yet."""
-        path, count = wanted.replace("#", "_").replace(":", "_"), 1
-        base = path
-        while any(path == p or path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in self.parts):
-            count += 1
-            path = f"{base}_{count}"
-        return path
 
 
 def _places(text: str, nest: Any) -> Iterator[tuple[str, Symbol]]:

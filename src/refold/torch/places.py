@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from refold.errors import InputError
+from refold.recording.places import free
 from refold.recording.symbols import Constant
 from refold.torch import express
 from refold.torch.examples import to_numpy
@@ -55,7 +56,7 @@ class Places:
 
     def put(self, wanted: str, part: Any) -> str:
         """Put something where it is wanted, or as near as there is room; where it is then."""
-        place = self.free(wanted)
+        place = free(wanted, self.parts)
         self.parts[place] = part
         return place
 
@@ -90,7 +91,7 @@ class Places:
             made = express.parameter(array, tensor, any(source.requires_grad for source in found))
         else:
             made = copy.deepcopy(tensor if path else tensor.detach(), self.memo)
-        place = path if path is not None and self._is_open(path, tensor) else self.free(path or wanted)
+        place = path if path is not None and self._is_open(path, tensor) else free(path or wanted, self.parts)
         held = self._held(place)
         if held is None:
             self.parts[place] = made
@@ -101,7 +102,7 @@ class Places:
 
     def _is_open(self, path: str, tensor: Any) -> bool:
         """Whether a path is free, or a copied module has the copy of this very tensor there."""
-        return self.free(path) == path or self._held(path) is self.memo.get(id(tensor), self)
+        return free(path, self.parts) == path or self._held(path) is self.memo.get(id(tensor), self)
 
     def _held(self, path: str) -> Any:
         """What is at a path inside the parts there are."""
@@ -112,15 +113,6 @@ class Places:
                     found = getattr(found, segment, None)
                 return found
         return None
-
-    def free(self, wanted: str) -> str:
-        """A path at which, and below and above which, there is nothing yet."""
-        path, count = wanted.replace("#", "_").replace(":", "_"), 1
-        base = path
-        while any(path == p or path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in self.parts):
-            count += 1
-            path = f"{base}_{count}"
-        return path
 
 
 def _put(root: Any, path: str, part: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from refold.graph.forms import FormBuilder
 from refold.graph.graph import Affine, AffineForm, Graph
 from refold.graph.region import Part
+from refold.recording.places import free
 from refold.recording.steps import Scope
 from refold.recording.symbols import Symbol, symbols
 from refold.torch import express
@@ -113,7 +114,7 @@ class Regions:
         trainable: bool,
     ) -> Any:
         """A factor and a shift per channel."""
-        place = self.places.free(wanted)
+        place = free(wanted, self.places.parts)
         weight = bias = None
         if not np.all(scale == 1.0):
             array = express.per_channel(scale, axis, rank)
