@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from graphs import Builder, assert_same_function, operators
 from models import repvgg
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import refold
 from refold.cli import main
+from refold.proof import Verdict
 from test_files import external, refused, saved
 
 # ---- what is no model, and what lies beside one ----------------------------------------------------
@@ -322,3 +324,16 @@ def test_a_number_in_a_weight_is_enough_to_be_told(tmp_path: Path) -> None:
     (path.parent / "weights.bin").write_bytes(bytes(data))
     assert main(["prove", str(path), str(plain)]) == 1
     assert numpy_helper.to_array(onnx.load(plain).graph.initializer[0]).dtype == np.float32
+
+
+def test_a_model_that_takes_text_is_proved_and_not_run() -> None:
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["N"])
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 5, 5])
+    outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in (("y", 1), ("same", 8))]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"]), helper.make_node("Identity", ["text"], ["same"])]
+    weights = [numpy_helper.from_array(np.ones((2, 3, 1, 1), dtype=np.float32), "w")]
+    graph = helper.make_graph(nodes, "graph", [images, text], outputs, weights)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    certificate = refold.prove(model, model)
+    assert certificate.verdict is Verdict.PROVED
+    assert any("'text' has no type, or is text" in note for note in certificate.notes), certificate.notes
